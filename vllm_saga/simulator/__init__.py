@@ -1,0 +1,1 @@
+"""Workloads and, later, the virtual-clock simulator. Importing this package imports no vLLM."""
