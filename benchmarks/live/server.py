@@ -1,0 +1,191 @@
+"""Starting, watching and stopping a real `vllm serve` on this machine's CPU."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import re
+import signal
+import socket
+import subprocess
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+
+import aiohttp
+import psutil
+
+#: `vllm serve` on a loaded two-core machine needs 20-30 s; allow plenty.
+START_TIMEOUT_S = 240.0
+STOP_TIMEOUT_S = 15.0
+
+
+class ServerError(RuntimeError):
+    """The server did not start, or died."""
+
+
+@dataclass(frozen=True, slots=True)
+class ServerOptions:
+    """What both arms have in common. `blocks` and `block_size` fix the KV pool."""
+
+    model: Path
+    blocks: int
+    block_size: int
+    max_model_len: int
+    max_num_seqs: int = 64
+    max_num_batched_tokens: int = 2048
+    stream_interval: int = 8
+
+    def command(self, executable: Path, scheduler: str, port: int) -> list[str]:
+        """The `vllm serve` command line of one arm; the arms differ in `--scheduler-cls` only."""
+        flags: dict[str, str | int] = {
+            "--served-model-name": "model",
+            "--load-format": "dummy",
+            "--host": "127.0.0.1",
+            "--port": port,
+            "--block-size": self.block_size,
+            "--num-gpu-blocks-override": self.blocks,
+            "--max-model-len": self.max_model_len,
+            "--max-num-seqs": self.max_num_seqs,
+            "--max-num-batched-tokens": self.max_num_batched_tokens,
+            "--stream-interval": self.stream_interval,
+        }
+        command = [str(executable), "serve", str(self.model)]
+        for flag, value in flags.items():
+            command += [flag, str(value)]
+        command += ["--enforce-eager", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
+        return command if scheduler == "stock" else [*command, "--scheduler-cls", scheduler]
+
+
+def worker_cores() -> Sequence[int]:
+    """Cores for the model's threads: all but one, which serves HTTP and runs the client; at most four."""
+    cores = sorted(os.sched_getaffinity(0))
+    return cores[1:5] or cores
+
+
+def environment(cores: Sequence[int]) -> dict[str, str]:
+    """Offline, silent, and with model threads bound so that they and the client do not fight."""
+    return os.environ | {
+        "HF_HUB_OFFLINE": "1",
+        "VLLM_NO_USAGE_STATS": "1",
+        "VLLM_CPU_KVCACHE_SPACE": "2",
+        "VLLM_CPU_OMP_THREADS_BIND": ",".join(map(str, cores)),
+        "VLLM_LOGGING_LEVEL": "INFO",
+    }
+
+
+class Server:
+    """A running `vllm serve`; `async with Server(...)` starts it, waits for it and always stops it."""
+
+    def __init__(self, options: ServerOptions, scheduler: str, log: Path, executable: Path) -> None:
+        self.scheduler = scheduler
+        self.log = log
+        self.port = free_port()
+        self.command = options.command(executable, scheduler, self.port)
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Server:
+        self.log.parent.mkdir(parents=True, exist_ok=True)
+        with self.log.open("wb") as out:
+            self._process = subprocess.Popen(
+                self.command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
+                env=environment(worker_cores()), start_new_session=True,
+            )  # fmt: skip
+        try:
+            await self._wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.stop()
+
+    def cpu_s(self) -> float:
+        """CPU seconds used so far by the server and all its children."""
+        if self._process is None:
+            return 0.0
+        total = 0.0
+        with contextlib.suppress(psutil.Error):
+            root = psutil.Process(self._process.pid)
+            for process in [root, *root.children(recursive=True)]:
+                with contextlib.suppress(psutil.Error):
+                    times = process.cpu_times()
+                    total += times.user + times.system
+        return total
+
+    def check_alive(self) -> None:
+        """Raise `ServerError` with the end of the log if the server is gone."""
+        if self._process is not None and self._process.poll() is not None:
+            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
+            raise ServerError(f"vllm serve ({self.scheduler}) exited with {self._process.returncode}; log {self.log}:\n{tail}")
+
+    def stop(self) -> None:
+        """Stop the server's process group: ask first, kill what is left after `STOP_TIMEOUT_S`."""
+        process, self._process = self._process, None
+        if process is None:
+            return
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
+        with contextlib.suppress(subprocess.TimeoutExpired):
+            process.wait(STOP_TIMEOUT_S)
+        with contextlib.suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+
+    async def _wait_until_ready(self) -> None:
+        """Poll /health until it answers."""
+        deadline = time.monotonic() + START_TIMEOUT_S
+        async with aiohttp.ClientSession() as http:
+            while time.monotonic() < deadline:
+                self.check_alive()
+                with contextlib.suppress(aiohttp.ClientError, OSError):
+                    async with http.get(f"{self.url}/health") as answer:
+                        if answer.status == 200:
+                            return
+                await asyncio.sleep(0.25)
+        raise ServerError(f"vllm serve ({self.scheduler}) did not answer within {START_TIMEOUT_S:.0f} s; log {self.log}")
+
+
+def free_port() -> int:
+    """A TCP port that is free on the loopback interface now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+_SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)
+
+COUNTERS = {
+    "preemptions": "vllm:num_preemptions_total",
+    "prefix_queries": "vllm:prefix_cache_queries_total",
+    "prefix_hits": "vllm:prefix_cache_hits_total",
+}
+
+
+def parse_metrics(text: str) -> dict[str, float]:
+    """Sum of each metric over its labels, from the Prometheus text format."""
+    totals: dict[str, float] = {}
+    for name, value in _SAMPLE.findall(text):
+        totals[name] = totals.get(name, 0.0) + float(value)
+    return totals
+
+
+async def scrape(http: aiohttp.ClientSession, url: str) -> dict[str, float]:
+    """Current values of all metrics of the server."""
+    async with http.get(f"{url}/metrics") as answer:
+        return parse_metrics(await answer.text())
+
+
+def counter_deltas(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int]:
+    """Growth of the counters the report uses."""
+    return {key: round(after.get(name, 0.0) - before.get(name, 0.0)) for key, name in COUNTERS.items()}
