@@ -1,0 +1,201 @@
+"""Drives a real vLLM scheduler without a model: fabricated tokens, virtual clock."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from vllm.config import CacheConfig, ModelConfig, SchedulerConfig, VllmConfig
+from vllm.sampling_params import SamplingParams
+from vllm.utils.hashing import sha256
+from vllm.v1.core.kv_cache_utils import get_request_block_hasher, init_none_hash
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.core.single_type_kv_cache_manager import register_all_kvcache_specs
+from vllm.v1.kv_cache_interface import FullAttentionSpec, KVCacheConfig, KVCacheGroupSpec
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+from vllm.v1.structured_output import StructuredOutputManager
+
+from vllm_saga.engine.scheduler import SagaAsyncScheduler, SagaSyncScheduler
+
+BLOCK_SIZE = 16
+_MODEL = {
+    "architectures": ["LlamaForCausalLM"],
+    "model_type": "llama",
+    "hidden_size": 64,
+    "intermediate_size": 64,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 1,
+    "num_key_value_heads": 1,
+    "vocab_size": 512,
+    "max_position_embeddings": 1 << 20,
+    "torch_dtype": "float16",
+}
+_CLASSES = {
+    ("stock", False): Scheduler,
+    ("stock", True): AsyncScheduler,
+    ("saga", False): SagaSyncScheduler,
+    ("saga", True): SagaAsyncScheduler,
+}
+
+
+def make_scheduler(
+    kind: str,
+    model_dir: Path,
+    *,
+    blocks: int = 1000,
+    overlapping: bool = False,
+    policy: str = "fcfs",
+    max_num_seqs: int = 16,
+    max_num_batched_tokens: int = 512,
+    prefix_caching: bool = True,
+    saga: dict[str, Any] | None = None,
+    max_model_len: int = 8192,
+) -> Any:
+    """A stock or saga scheduler over `blocks` KV blocks (one of them vLLM's null block)."""
+    config_file = model_dir / "config.json"
+    if not config_file.exists():
+        config_file.write_text(json.dumps(_MODEL))
+    scheduler_config = SchedulerConfig(
+        max_num_seqs=max_num_seqs,
+        max_num_batched_tokens=max_num_batched_tokens,
+        max_model_len=max_model_len,
+        enable_chunked_prefill=True,
+        is_encoder_decoder=False,
+        policy=policy,
+        async_scheduling=overlapping,
+    )
+    model_config = ModelConfig(
+        model=str(model_dir), skip_tokenizer_init=True, max_model_len=max_model_len, seed=0
+    )
+    cache_config = CacheConfig(
+        block_size=BLOCK_SIZE, enable_prefix_caching=prefix_caching, cache_dtype="auto"
+    )
+    vllm_config = VllmConfig(
+        scheduler_config=scheduler_config,
+        model_config=model_config,
+        cache_config=cache_config,
+        additional_config={"saga": {"log_interval_s": 0, **(saga or {})}},
+    )
+    vllm_config.scheduler_config.async_scheduling = overlapping
+    register_all_kvcache_specs(vllm_config)
+    spec = FullAttentionSpec(
+        block_size=BLOCK_SIZE, num_kv_heads=1, head_size=64, dtype=torch.float16
+    )
+    cache_config.num_gpu_blocks = blocks
+    kv_cache_config = KVCacheConfig(
+        num_blocks=blocks,
+        kv_cache_tensors=[],
+        kv_cache_groups=[KVCacheGroupSpec(["layer"], spec)],
+    )
+    init_none_hash(sha256)
+    return _CLASSES[kind, overlapping](
+        vllm_config=vllm_config,
+        kv_cache_config=kv_cache_config,
+        structured_output_manager=StructuredOutputManager(vllm_config),
+        block_size=BLOCK_SIZE,
+        log_stats=True,
+    )
+
+
+HASHER = get_request_block_hasher(BLOCK_SIZE, sha256)
+
+
+def make_request(
+    request_id: str,
+    tokens: list[int],
+    output: int,
+    *,
+    session_id: str | None = None,
+    priority: int = 0,
+    arrival_time: float = 0.0,
+    stop_token_ids: list[int] | None = None,
+    **extra: Any,
+) -> Request:
+    params = SamplingParams(
+        max_tokens=output,
+        ignore_eos=True,
+        extra_args=extra or None,
+        stop_token_ids=stop_token_ids or [],
+    )
+    return Request(
+        request_id=request_id,
+        prompt_token_ids=list(tokens),
+        sampling_params=params,
+        pooling_params=None,
+        arrival_time=arrival_time,
+        priority=priority,
+        session_id=session_id,
+        block_hasher=HASHER,
+    )
+
+
+@dataclass
+class Driver:
+    """One engine: `step()` schedules, makes tokens by a rule, and hands them back.
+
+    The token rule is a function of position, so that a request's output is the same under every
+    scheduler. Overlapping schedulers run one step ahead, as vLLM's engine core does.
+    """
+
+    scheduler: Any
+    now: float = 0.0
+    outputs: dict[str, list[int]] = field(default_factory=dict)
+    finished: list[str] = field(default_factory=list)
+    steps: int = 0
+    in_flight: list[Any] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.scheduler._now = lambda: self.now
+
+    def add(self, request: Request) -> None:
+        self.outputs[request.request_id] = []
+        self.scheduler.add_request(request)
+
+    def abort(self, request_id: str) -> None:
+        self.scheduler.finish_requests(request_id, RequestStatus.FINISHED_ABORTED)
+
+    def step(self) -> Any:
+        """One engine iteration; returns the SchedulerOutput."""
+        depth = 2 if isinstance(self.scheduler, AsyncScheduler) else 1
+        output = self.scheduler.schedule()
+        self.steps += 1
+        self.in_flight.append((output, self._rows(output)))
+        keep = depth - 1 if output.num_scheduled_tokens else 0
+        while len(self.in_flight) > keep:
+            self._collect_oldest()
+        return output
+
+    def drain(self, max_steps: int, dt: float = 0.01) -> None:
+        """Step until nothing is left; AssertionError if that takes more than `max_steps`."""
+        for _ in range(max_steps):
+            if not self.scheduler.has_unfinished_requests() and not self.in_flight:
+                return
+            self.step()
+            self.now += dt
+        raise AssertionError(f"not drained after {max_steps} steps")
+
+    def _rows(self, output: Any) -> list[tuple[str, bool]]:
+        requests = self.scheduler.requests
+        return [(rid, not requests[rid].is_prefill_chunk) for rid in output.num_scheduled_tokens]
+
+    def _collect_oldest(self) -> None:
+        output, rows = self.in_flight.pop(0)
+        runner = ModelRunnerOutput(
+            req_ids=[rid for rid, _ in rows],
+            req_id_to_index={rid: index for index, (rid, _) in enumerate(rows)},
+            sampled_token_ids=[self._sample(rid) if samples else [] for rid, samples in rows],
+        )
+        for result in self.scheduler.update_from_output(output, runner).values():
+            for item in result.outputs:
+                self.outputs[item.request_id] += item.new_token_ids
+                if item.finish_reason is not None:
+                    self.finished.append(item.request_id)
+
+    def _sample(self, request_id: str) -> list[int]:
+        position = len(self.outputs[request_id])
+        return [(hash(request_id) + 7 * position) % 400 + 50]

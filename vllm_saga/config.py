@@ -1,0 +1,116 @@
+"""SagaConfig: every knob, with its unit, default and source, and where it is read from."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+CONFIG_VARIABLE = "SAGA_CONFIG"
+
+
+class ConfigError(ValueError):
+    """A setting that cannot be used; the message names the field, the value and what is allowed."""
+
+
+class SagaConfig(BaseModel):
+    """The operator's knobs. The defaults suit coding agents on one engine."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    residency: bool = Field(
+        True, description="Hold calls of workflows that do not fit the KV pool; off = never hold."
+    )
+    retention: bool = Field(
+        True, description="Evict dead and least valuable contexts first; off = stock LRU."
+    )
+    lineage: bool = Field(
+        True, description="Recognise a session by its prompt prefix where no id is sent."
+    )
+    headroom: float = Field(
+        0.02, ge=0.0, le=0.5, description="Share of the KV pool that residency leaves unpromised."
+    )
+    growth_reserve: float = Field(
+        0.3,
+        ge=0.0,
+        le=1.0,
+        description="Share of a workflow's expected further growth that is reserved when it "
+        "enters: 0 = most throughput, 1 = smoothest steps.",
+    )
+    give_up_probability: float = Field(
+        0.4,
+        gt=0.0,
+        lt=1.0,
+        description="An idle workflow loses its place when its chance to return falls below this.",
+    )
+    max_hold_s: float = Field(
+        300.0,
+        gt=0.0,
+        description="Seconds after which a held call runs whatever the budget says; keep it below "
+        "your clients' timeout (Claude Code: 600 s).",
+    )
+    session_idle_s: float = Field(
+        1800.0, gt=0.0, description="Seconds without a call after which a session is forgotten."
+    )
+    max_sessions: int = Field(
+        20_000, ge=1, description="Idle workflows remembered at most; the longest idle go first."
+    )
+    log_interval_s: float = Field(
+        10.0, ge=0.0, description="Seconds between state lines in the log while busy; 0 = none."
+    )
+
+
+def load_config(additional: object | None, environ: Mapping[str, str] = os.environ) -> SagaConfig:
+    """Read the knobs from the file named by SAGA_CONFIG, then from `--additional-config`'s "saga".
+
+    A key given in both places has the value of `--additional-config`.
+
+    Raises:
+        ConfigError: unreadable file, unknown field, or a value out of range.
+    """
+    values: dict[str, Any] = {}
+    sources: list[str] = []
+    path = environ.get(CONFIG_VARIABLE)
+    if path:
+        values.update(_read_file(Path(path)))
+        sources.append(f"{CONFIG_VARIABLE}={path}")
+    inline = additional.get("saga") if isinstance(additional, Mapping) else None
+    if inline is not None:
+        if not isinstance(inline, Mapping):
+            raise ConfigError(f'--additional-config "saga" must be an object, not {inline!r}')
+        values.update(inline)
+        sources.append("--additional-config")
+    try:
+        return SagaConfig.model_validate(values)
+    except ValidationError as error:
+        raise ConfigError(_explain(error, " and ".join(sources))) from None
+
+
+def _read_file(path: Path) -> Mapping[str, Any]:
+    try:
+        text = path.read_text(encoding="utf-8")
+        values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
+    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+        raise ConfigError(f"{CONFIG_VARIABLE}={path} cannot be read: {error}") from None
+    if values is None:
+        return {}
+    if not isinstance(values, Mapping):
+        raise ConfigError(f"{CONFIG_VARIABLE}={path} must hold an object of settings")
+    return values
+
+
+def _explain(error: ValidationError, source: str) -> str:
+    lines = [f"Bad vllm-saga setting in {source}:"]
+    for problem in error.errors(include_url=False):
+        field = ".".join(str(part) for part in problem["loc"])
+        if problem["type"] == "extra_forbidden":
+            known = ", ".join(SagaConfig.model_fields)
+            lines.append(f"  {field}: no such setting; there are: {known}")
+        else:
+            lines.append(f"  {field} = {problem['input']!r}: {problem['msg']}")
+    return "\n".join(lines)

@@ -1,0 +1,1 @@
+"""The adapter: the only room that touches vLLM's internals."""

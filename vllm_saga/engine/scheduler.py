@@ -1,0 +1,197 @@
+"""SagaScheduler: the policy joined to vLLM's own scheduler by a few small overrides."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+from vllm.logger import init_logger
+from vllm.v1.core.sched.async_scheduler import AsyncScheduler
+from vllm.v1.core.sched.output import SchedulerOutput
+from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
+from vllm.v1.core.sched.scheduler import Scheduler
+from vllm.v1.request import Request
+
+from vllm_saga.config import SagaConfig, load_config
+from vllm_saga.engine import compat
+from vllm_saga.engine.blocks import RetentionQueue
+from vllm_saga.engine.hints import read_arrival
+from vllm_saga.engine.queue import WorkflowQueue
+from vllm_saga.policy.retention import UNOWNED, keep_rank
+from vllm_saga.policy.saga import SagaPolicy
+
+logger = init_logger("vllm.saga")
+
+T = TypeVar("T")
+# A mixin's `super()` is one of vLLM's schedulers, which only the subclasses below know.
+_Upstream: Any = object
+
+
+class SagaMixin(_Upstream):
+    """Overrides for `Scheduler` and `AsyncScheduler` (vllm/v1/core/sched/scheduler.py).
+
+    Invariants (DESIGN.md section 3): nothing known or no pressure means stock's decisions; an
+    exception in the policy is logged once and from then on the engine runs as stock.
+    """
+
+    def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
+        compat.check_classes()
+        config = load_config(vllm_config.additional_config)
+        super().__init__(vllm_config, *args, **kwargs)
+        self.saga: SagaPolicy | None = None
+        self.saga_failures = 0
+        self._free_queue: RetentionQueue | None = None
+        self._next_log = 0.0
+        if not self.cache_config.enable_prefix_caching:
+            logger.warning(
+                "saga: prefix caching is off, so there is no KV to keep between calls: "
+                "scheduling as stock vLLM does. Remove --no-enable-prefix-caching to use saga."
+            )
+            return
+        compat.check_instance(self)
+        self._install(config)
+
+    def _install(self, config: SagaConfig) -> None:
+        pool = self.kv_cache_manager.block_pool
+        usable = (pool.num_gpu_blocks - 1) / self._blocks_per_hash()
+        self.saga = SagaPolicy(config, int(usable), self.hash_block_size)
+        self._held_queue = WorkflowQueue(self.policy, self._is_held)
+        self.waiting = self._held_queue
+        if hasattr(self, "skipped_waiting"):  # vLLM <= 0.28
+            self.skipped_waiting = WorkflowQueue(self.policy, self._is_held)
+        if config.retention:
+            self._free_queue = RetentionQueue(pool.free_block_queue, self._keep_rank)
+            pool.free_block_queue = self._free_queue
+        logger.info("saga: on, %d KV blocks of %d tokens", usable, self.hash_block_size)
+
+    def _blocks_per_hash(self) -> float:
+        """Pool blocks behind one block hash: one for each group of layers that keeps all KV."""
+        parallel = getattr(self, "dcp_world_size", 1) * getattr(self, "pcp_world_size", 1)
+        sizes = [g.kv_cache_spec.block_size for g in self.kv_cache_config.kv_cache_groups]
+        return max(sum(self.hash_block_size / (size * parallel) for size in sizes), 1e-6)
+
+    # -- vLLM's hooks ---------------------------------------------------------------------------
+
+    def add_request(self, request: Request) -> None:
+        new = request.request_id not in self.requests and not request.resumable
+        if self.saga is not None and new:
+            by_priority = self.policy is SchedulingPolicy.PRIORITY
+            self._guarded(
+                lambda saga: saga.on_arrival(read_arrival(request, by_priority), self._now())
+            )
+        super().add_request(request)
+
+    def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
+        if self.saga is not None:
+            self._before_step()
+        return super().schedule(*args, **kwargs)
+
+    def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
+        result = super()._free_request(request, *args, **kwargs)
+        if self.saga is not None:
+            self._guarded(
+                lambda saga: saga.on_finish(request.request_id, request.num_tokens, self._now())
+            )
+        return result
+
+    def _free_request_blocks(self, request: Request) -> Any:
+        if self._free_queue is not None and self.saga is not None:
+            self._guarded(lambda saga: self._claim_blocks(saga, request))
+        return super()._free_request_blocks(request)
+
+    def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
+        done = super().reset_prefix_cache(*args, **kwargs)
+        if done and self.saga is not None:
+            if self._free_queue is not None:
+                self._free_queue.disown_all()
+            self._guarded(lambda saga: saga.reset())
+        return done
+
+    def _select_waiting_queue_for_scheduling(self) -> RequestQueue | None:
+        # vLLM <= 0.28 only: there the emptiness of a queue is asked by its length.
+        for queue in (self.skipped_waiting, self.waiting):
+            if queue:
+                return queue
+        return None
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _before_step(self) -> None:
+        now = self._now()
+        released = self._guarded(lambda saga: saga.on_step(now))
+        if released:
+            self._held_queue.release(released)
+        if self._free_queue is not None:
+            self._free_queue.new_epoch()
+        if self.policy is SchedulingPolicy.FCFS and self._is_tight():
+            self._guarded(self._sort_victims)
+        if self.saga is not None and now >= self._next_log:
+            self._log_state(self.saga, now)
+
+    def _is_tight(self) -> bool:
+        """Whether this step may have to preempt: about one new block per running call."""
+        free = self.kv_cache_manager.block_pool.get_num_free_blocks()
+        return free < 2 * len(self.running)
+
+    def _sort_victims(self, saga: SagaPolicy) -> None:
+        # Stock preempts the tail of the list.
+        if saga.residency.residents:
+            self.running.sort(key=lambda request: saga.running_rank(request.request_id))
+
+    def _claim_blocks(self, saga: SagaPolicy, request: Request) -> None:
+        owner = saga.owner(request.request_id)
+        groups = self.kv_cache_manager.get_blocks(request.request_id).blocks
+        if owner is not None and self._free_queue is not None and any(groups):
+            self._free_queue.claim((block for group in groups for block in group), owner)
+
+    def _is_held(self, request: Request) -> bool:
+        return bool(self._guarded(lambda saga: saga.is_held(request.request_id)))
+
+    def _keep_rank(self, owner: Any) -> Any:
+        rank = self._guarded(lambda saga: keep_rank(owner))
+        return UNOWNED if rank is None else rank
+
+    def _guarded(self, action: Callable[[SagaPolicy], T]) -> T | None:
+        """Run policy code; if it fails, log once and let stock take over (invariant 4)."""
+        if self.saga is None:
+            return None
+        try:
+            return action(self.saga)
+        except Exception:
+            self.saga_failures += 1
+            self.saga = None
+            logger.exception(
+                "saga: the policy failed; this engine now schedules as stock vLLM does until it "
+                "is restarted. Please report this."
+            )
+            self._held_queue.release_all()
+            if self._free_queue is not None:
+                self._free_queue.disown_all()
+            return None
+
+    def _log_state(self, saga: SagaPolicy, now: float) -> None:
+        interval = saga.config.log_interval_s
+        if interval and self.requests:
+            logger.info("saga: %s", " ".join(f"{k}={v}" for k, v in saga.state().items()))
+        self._next_log = now + (interval or float("inf"))
+
+    def _now(self) -> float:
+        return time.monotonic()
+
+
+class SagaSyncScheduler(SagaMixin, Scheduler):
+    """Saga over vLLM's synchronous scheduler."""
+
+
+class SagaAsyncScheduler(SagaMixin, AsyncScheduler):
+    """Saga over vLLM's asynchronous (overlapping) scheduler."""
+
+
+class SagaScheduler:
+    """What `--scheduler-cls` names: makes the scheduler that fits vLLM's `async_scheduling`."""
+
+    def __new__(cls, vllm_config: Any, *args: Any, **kwargs: Any) -> Any:
+        overlapping = vllm_config.scheduler_config.async_scheduling
+        chosen: type = SagaAsyncScheduler if overlapping else SagaSyncScheduler
+        return chosen(vllm_config, *args, **kwargs)

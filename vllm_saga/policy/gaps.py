@@ -1,0 +1,109 @@
+"""How long a workflow stays away between two calls, and whether it comes back at all."""
+
+from __future__ import annotations
+
+import math
+
+_FIRST_EDGE_S = 0.01
+_BINS_PER_DECADE = 8
+_NUM_BINS = 5 * _BINS_PER_DECADE + 1
+_FORGET_AT = 2000.0
+
+# Coding-agent tool latencies (TraceLab, arXiv 2606.30560): the share of gaps up to each duration.
+_PRIOR_GAPS = ((0.3, 0.61), (4.0, 0.27), (25.0, 0.08), (150.0, 0.04))
+_PRIOR_END_SHARE = 1 / 20
+_BACK_OFF_WEIGHT = 1.2
+_LEAST_ENDS = _PRIOR_END_SHARE * _BACK_OFF_WEIGHT
+
+
+def _bin(seconds: float) -> int:
+    if seconds <= _FIRST_EDGE_S:
+        return 0
+    index = 1 + int(math.log10(seconds / _FIRST_EDGE_S) * _BINS_PER_DECADE)
+    return min(index, _NUM_BINS - 1)
+
+
+def _upper_edge(index: int) -> float:
+    return _FIRST_EDGE_S * math.exp(math.log(10.0) * index / _BINS_PER_DECADE)
+
+
+class GapModel:
+    """Empirical gap distribution of one agent class, with the workflows that never came back.
+
+    A log-binned histogram (8 bins per decade, 10 ms to 1000 s), halved every 2,000 observations so
+    that it follows a change of workload. Gaps are not log-normal: the tail is kept as it was seen.
+    Little evidence of its own is completed by `parent`, which learns what all its children see;
+    the root starts from published figures. Both weigh as much as one observation or so.
+    """
+
+    def __init__(self, parent: GapModel | None = None) -> None:
+        self._parent = parent
+        self._counts = [0.0] * _NUM_BINS
+        self._returns = 0.0
+        self._ends = 0.0
+        if parent is None:
+            for gap_s, share in _PRIOR_GAPS:
+                weight = share * (1.0 - _PRIOR_END_SHARE) * _BACK_OFF_WEIGHT
+                self._counts[_bin(gap_s)] += weight
+                self._returns += weight
+            self._ends = _LEAST_ENDS
+
+    def observe_return(self, gap_s: float) -> None:
+        """A workflow came back `gap_s` seconds after its last call had ended."""
+        if self._parent is not None:
+            self._parent.observe_return(gap_s)
+        self._counts[_bin(max(gap_s, 0.0))] += 1.0
+        self._returns += 1.0
+        if self._returns + self._ends > _FORGET_AT:
+            self._counts = [count * 0.5 for count in self._counts]
+            self._returns *= 0.5
+            self._ends *= 0.5
+
+    def observe_end(self) -> None:
+        """A workflow ended, or has been away so long that it is presumed to have."""
+        if self._parent is not None:
+            self._parent.observe_end()
+        self._ends += 1.0
+
+    def retract_end(self) -> None:
+        """A workflow presumed to have ended came back after all."""
+        if self._parent is not None:
+            self._parent.retract_end()
+        self._ends = max(self._ends - 1.0, 0.0 if self._parent else _LEAST_ENDS)
+
+    def p_return(self, idle_s: float) -> float:
+        """Probability that a workflow idle for `idle_s` seconds makes another call."""
+        counts, ends = self._blended()
+        still_away = sum(counts[_bin(idle_s) + 1 :])
+        return still_away / (still_away + ends)
+
+    def patience_s(self, threshold: float) -> float:
+        """Idle seconds after which `p_return` falls below `threshold`."""
+        counts, ends = self._blended()
+        still_away = sum(counts)
+        for index, count in enumerate(counts):
+            still_away -= count
+            if still_away < threshold * (still_away + ends):
+                return _upper_edge(index)
+        return _upper_edge(_NUM_BINS - 1)
+
+    def expected_calls(self) -> float:
+        """Mean number of calls of a workflow: one over the chance that a call is the last."""
+        returns, ends = self._returns, self._ends
+        if self._parent is not None:
+            scale = self._parent._back_off_scale()
+            returns += self._parent._returns * scale
+            ends += self._parent._ends * scale
+        return (returns + ends) / ends
+
+    def _back_off_scale(self) -> float:
+        return _BACK_OFF_WEIGHT / (self._returns + self._ends)
+
+    def _blended(self) -> tuple[list[float], float]:
+        """Gap counts and ends, completed by the parent's."""
+        if self._parent is None:
+            return self._counts, self._ends
+        scale = self._parent._back_off_scale()
+        pairs = zip(self._counts, self._parent._counts, strict=True)
+        ends = self._ends + self._parent._ends * scale
+        return [own + scale * other for own, other in pairs], ends

@@ -1,0 +1,217 @@
+"""Which workflows may hold KV now: the working-set budget, its entry, its exit, its deadlines."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections.abc import Hashable
+
+from vllm_saga.policy.chain import Chain
+from vllm_saga.policy.workflow import Context, Workflow
+
+
+class BlockLedger:
+    """The distinct KV blocks that the resident workflows' contexts are made of.
+
+    Blocks are counted by hash, so a prefix shared by many workflows counts once. What is counted of
+    a context is always a leading part of its chain; hence `missing` needs only O(log n).
+    """
+
+    def __init__(self) -> None:
+        self._holders: dict[Hashable, int] = {}
+
+    def __len__(self) -> int:
+        return len(self._holders)
+
+    def missing(self, chain: Chain) -> int:
+        """How many blocks of `chain` no resident context has."""
+        holders = self._holders
+        low, high = 0, len(chain)
+        while low < high:
+            middle = (low + high) // 2
+            if chain[middle] in holders:
+                low = middle + 1
+            else:
+                high = middle
+        return len(chain) - low
+
+    def count(self, context: Context) -> None:
+        """Bring the ledger up to the context's present chain (it only grew)."""
+        holders = self._holders
+        chain = context.chain
+        length = len(chain)
+        for index in range(context.counted, length):
+            block_hash = chain[index]
+            holders[block_hash] = holders.get(block_hash, 0) + 1
+        context.counted = length
+
+    def uncount(self, context: Context, keep: int = 0) -> None:
+        """Give back what is counted of the context beyond its first `keep` blocks."""
+        holders = self._holders
+        chain = context.chain
+        for index in range(keep, context.counted):
+            block_hash = chain[index]
+            left = holders[block_hash] - 1
+            if left:
+                holders[block_hash] = left
+            else:
+                del holders[block_hash]
+        context.counted = min(context.counted, keep)
+
+
+class Residency:
+    """Workflow-atomic admission: a workflow is either resident or its calls are held.
+
+    need(w) = its distinct blocks + one call's growth + `growth_reserve` of its expected further
+    growth. A workflow enters while all needs fit in `capacity` blocks, or when nobody is resident;
+    returning workflows first, then oldest first. It stays until it ends, until it has been away
+    past its class's patience, or until the residents outgrow the pool: then the youngest idle one
+    leaves. A hold longer than `max_hold_s` seconds ends whatever the budget says.
+    """
+
+    def __init__(
+        self, capacity: int, block_size: int, growth_reserve: float, max_hold_s: float
+    ) -> None:
+        self.capacity = capacity
+        self.ledger = BlockLedger()
+        self.residents: dict[Workflow, None] = {}
+        self.loose_blocks = 0
+        self._block_size = block_size
+        self._growth_reserve = growth_reserve
+        self._max_hold_s = max_hold_s
+        self._next_total = 0
+        self._reserve_total = 0
+        self._order = itertools.count()
+        self._held: list[tuple[int, bool, int, int, float, Workflow]] = []
+        self._deadlines: list[tuple[float, int, Workflow]] = []
+        self.held_workflows = 0
+        self.held_calls = 0
+
+    @property
+    def used_blocks(self) -> int:
+        """Blocks promised: held by residents, reserved for them, taken by unknown calls."""
+        return len(self.ledger) + self._next_total + self._reserve_total + self.loose_blocks
+
+    def fits(self, workflow: Workflow) -> bool:
+        """Whether a workflow that is not resident may enter now."""
+        if not self.residents:
+            return True
+        blocks = sum(self.ledger.missing(context.chain) for context in workflow.contexts())
+        blocks += self._next_blocks(workflow) + self._reserve_blocks(workflow)
+        return self.used_blocks + blocks <= self.capacity
+
+    def enter(self, workflow: Workflow) -> None:
+        """Make `workflow` resident, whatever the budget says."""
+        if workflow.resident:
+            return
+        workflow.resident = workflow.was_resident = True
+        self.residents[workflow] = None
+        self.update(workflow)
+
+    def leave(self, workflow: Workflow) -> None:
+        """Take residency from `workflow`; its running calls are not touched."""
+        if not workflow.resident:
+            return
+        workflow.resident = False
+        del self.residents[workflow]
+        self._promise(workflow, 0, 0)
+        for context in workflow.contexts():
+            self.ledger.uncount(context)
+
+    def update(self, workflow: Workflow) -> None:
+        """Recount a resident after its contexts grew or a call of it began or ended."""
+        for context in workflow.contexts():
+            self.ledger.count(context)
+        self._promise(workflow, self._next_blocks(workflow), self._reserve_blocks(workflow))
+
+    def make_room(self, caller: Workflow) -> int:
+        """The residents may have outgrown the pool: the youngest idle ones leave; returns how many.
+
+        Only what is held and the next calls count here, not the reserve for later growth:
+        otherwise a change of forecast would cost a workflow its place.
+        """
+        left = 0
+        while len(self.ledger) + self._next_total + self.loose_blocks > self.capacity:
+            idle = [w for w in self.residents if not w.calls and w is not caller]
+            if not idle:
+                break
+            self.leave(max(idle, key=lambda w: (w.priority, w.seq)))
+            left += 1
+        return left
+
+    def hold(self, workflow: Workflow, call_id: str, now: float) -> None:
+        """Hold a call until its workflow is resident."""
+        workflow.held[call_id] = None
+        self.held_calls += 1
+        if len(workflow.held) > 1:
+            return
+        workflow.held_since = now
+        self.held_workflows += 1
+        new = not workflow.was_resident
+        order = next(self._order)
+        entry = (workflow.priority, new, workflow.seq, order, now, workflow)
+        heapq.heappush(self._held, entry)
+        heapq.heappush(self._deadlines, (now + self._max_hold_s, order, workflow))
+        if len(self._held) > 4 * self.held_workflows + 64:
+            self._compact()
+
+    def unhold(self, workflow: Workflow) -> list[str]:
+        """End the hold of all the workflow's calls; returns them, first come first."""
+        if not workflow.held:
+            return []
+        held, workflow.held = list(workflow.held), {}
+        self.held_workflows -= 1
+        self.held_calls -= len(held)
+        return held
+
+    def withdraw(self, workflow: Workflow, call_id: str) -> None:
+        """A held call was aborted."""
+        if call_id in workflow.held:
+            del workflow.held[call_id]
+            self.held_calls -= 1
+            if not workflow.held:
+                self.held_workflows -= 1
+
+    def next_to_enter(self, now: float) -> Workflow | None:
+        """The held workflow that may enter now: one whose deadline has passed, or the first in line
+        if it fits. None if all have to wait."""
+        while self._held and not self._holds(self._held[0][-1], self._held[0][-2]):
+            heapq.heappop(self._held)
+        while self._deadlines and not self._is_due(*self._deadlines[0]):
+            heapq.heappop(self._deadlines)
+        if self._deadlines and self._deadlines[0][0] <= now:
+            return self._deadlines[0][-1]
+        if self._held and self.fits(self._held[0][-1]):
+            return self._held[0][-1]
+        return None
+
+    @staticmethod
+    def _holds(workflow: Workflow, since: float) -> bool:
+        return bool(workflow.held) and workflow.held_since == since
+
+    def _is_due(self, deadline: float, _order: int, workflow: Workflow) -> bool:
+        return bool(workflow.held) and workflow.held_since + self._max_hold_s == deadline
+
+    def _compact(self) -> None:
+        """Drop the entries of holds that are over from the middle of the heaps."""
+        self._held = [entry for entry in self._held if self._holds(entry[-1], entry[-2])]
+        self._deadlines = [entry for entry in self._deadlines if self._is_due(*entry)]
+        heapq.heapify(self._held)
+        heapq.heapify(self._deadlines)
+
+    def _promise(self, workflow: Workflow, next_blocks: int, reserve_blocks: int) -> None:
+        self._next_total += next_blocks - workflow.next_blocks
+        self._reserve_total += reserve_blocks - workflow.reserve_blocks
+        workflow.next_blocks = next_blocks
+        workflow.reserve_blocks = reserve_blocks
+
+    def _next_blocks(self, workflow: Workflow) -> int:
+        """Growth of the workflow's present or next call, in blocks, its partial block included."""
+        calls = max(len(workflow.calls), 1)
+        return calls * (1 + int(workflow.agent.growth_tokens) // self._block_size)
+
+    def _reserve_blocks(self, workflow: Workflow) -> int:
+        if not workflow.known:
+            return 0
+        later = workflow.agent.remaining_growth_tokens(workflow.calls_done)
+        return int(self._growth_reserve * later) // self._block_size

@@ -1,0 +1,173 @@
+"""The records everything else speaks about: Workflow ⊃ Session ⊃ Context, and the Call."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Hashable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from vllm_saga.policy.chain import Chain
+from vllm_saga.policy.graph import AgentClass
+
+SessionKey = tuple[str, str]
+"""(tenant, session id): a session id means nothing outside its tenant."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """One LLM call as it reaches the scheduler.
+
+    `chain` may grow in place while the call decodes. `tokens` are the prompt's token ids, or None
+    where there are none to compare (embeddings). `max_tokens` bounds the output.
+    """
+
+    call_id: str
+    chain: Chain
+    prompt_tokens: int
+    max_tokens: int
+    tokens: Sequence[int] | None = None
+    session_id: str | None = None
+    parent_id: str | None = None
+    tenant: str = ""
+    priority: int = 0
+    last: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Context:
+    """One growing prompt of a session, and the owner of its cached KV blocks.
+
+    A session has several when sub-agents or side calls share its id. `counted` is how many leading
+    hashes of `chain` the residency ledger holds for it.
+    """
+
+    session: Session
+    chain: Chain = ()
+    counted: int = 0
+    prompt_blocks: int = 0
+    tokens: int = 0
+    call: Call | None = None
+    idle_since: float = 0.0
+    dead: bool = False
+    anchors: tuple[Hashable, ...] = ()
+    prompt_tail: tuple[int, ...] = ()
+    prompt_tokens: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """A stream of calls with one id (or one lineage)."""
+
+    key: SessionKey
+    workflow: Workflow
+    contexts: list[Context] = field(default_factory=list)
+    ending: bool = False
+
+
+@dataclass(eq=False, slots=True)
+class Workflow:
+    """A root session with its sub-agents: one age, one residency, one share.
+
+    `known` is False for a call that named no session and continued none: it is scheduled as stock
+    vLLM would. `stale` means away for so long that it has most likely ended.
+    """
+
+    seq: int
+    agent: AgentClass
+    known: bool
+    sessions: dict[SessionKey, Session] = field(default_factory=dict)
+    calls: dict[str, Call] = field(default_factory=dict)
+    calls_done: int = 0
+    priority: int = 0
+    resident: bool = False
+    was_resident: bool = False
+    stale: bool = False
+    idle_since: float = 0.0
+    next_blocks: int = 0
+    reserve_blocks: int = 0
+    held: dict[str, None] = field(default_factory=dict)
+    held_since: float = 0.0
+
+    def contexts(self) -> Iterator[Context]:
+        for session in self.sessions.values():
+            yield from session.contexts
+
+
+@dataclass(eq=False, slots=True)
+class Call:
+    """A call between its arrival and its end.
+
+    `tail` is the prompt's token ids behind its last full block; `loose_blocks` what a call of an
+    unknown workflow takes from the pool while it runs.
+    """
+
+    call_id: str
+    context: Context
+    prompt_tokens: int
+    last: bool
+    tail: tuple[int, ...]
+    loose_blocks: int = 0
+
+
+class WorkflowTable:
+    """Every workflow that is alive: those with a call in flight, and a bounded number of idle ones.
+
+    Idle workflows leave when they have been away for `idle_s` seconds, or, longest away first,
+    when there are more than `max_idle` of them or they remember more than `max_hashes` hashes.
+    """
+
+    def __init__(self, idle_s: float, max_idle: int, max_hashes: int) -> None:
+        self._idle_s = idle_s
+        self._max_idle = max_idle
+        self._max_hashes = max_hashes
+        self.sessions: dict[SessionKey, Session] = {}
+        self.idle: OrderedDict[Workflow, int] = OrderedDict()
+        self._idle_hashes = 0
+        self._seq = 0
+
+    def create(self, key: SessionKey, agent: AgentClass, known: bool) -> Session:
+        """A new root session in a workflow of its own."""
+        self._seq += 1
+        return self.join(key, Workflow(self._seq, agent, known))
+
+    def join(self, key: SessionKey, workflow: Workflow) -> Session:
+        """A new session in an existing workflow (a sub-agent under its root)."""
+        session = Session(key, workflow)
+        workflow.sessions[key] = session
+        self.sessions[key] = session
+        return session
+
+    def drop_session(self, session: Session) -> None:
+        """Forget a session; its workflow stays if it has others."""
+        self.sessions.pop(session.key, None)
+        session.workflow.sessions.pop(session.key, None)
+
+    def rest(self, workflow: Workflow, now: float) -> None:
+        """`workflow` has no call in flight any more."""
+        workflow.idle_since = now
+        hashes = sum(len(context.chain) for context in workflow.contexts())
+        self.idle[workflow] = hashes
+        self._idle_hashes += hashes
+
+    def wake(self, workflow: Workflow) -> bool:
+        """`workflow` makes a call; returns whether it had been idle."""
+        hashes = self.idle.pop(workflow, None)
+        if hashes is None:
+            return False
+        self._idle_hashes -= hashes
+        return True
+
+    def expired(self, now: float) -> Iterator[Workflow]:
+        """Take out the idle workflows whose time or room is up, longest away first."""
+        while self.idle:
+            workflow = next(iter(self.idle))
+            if (
+                now - workflow.idle_since < self._idle_s
+                and len(self.idle) <= self._max_idle
+                and self._idle_hashes <= self._max_hashes
+            ):
+                return
+            self.wake(workflow)
+            for session in list(workflow.sessions.values()):
+                self.sessions.pop(session.key, None)
+            yield workflow
