@@ -28,4 +28,4 @@ def register() -> None:
         return upstream(self)
 
     get_scheduler_cls.__saga__ = True  # type: ignore[attr-defined]
-    SchedulerConfig.get_scheduler_cls = get_scheduler_cls  # type: ignore[method-assign]
+    SchedulerConfig.get_scheduler_cls = get_scheduler_cls

@@ -27,7 +27,6 @@ def read_arrival(request: Request, by_priority: bool) -> Arrival:
         call_id=request.request_id,
         chain=request.block_hashes,
         prompt_tokens=request.num_prompt_tokens,
-        max_tokens=request.max_tokens,
         tokens=request.prompt_token_ids if request.prompt_embeds is None else None,
         session_id=_text(getattr(request, "session_id", None)) or _text(hints.get(SESSION)),
         parent_id=_text(hints.get(PARENT)),

@@ -18,13 +18,12 @@ class Arrival:
     """One LLM call as it reaches the scheduler.
 
     `chain` may grow in place while the call decodes. `tokens` are the prompt's token ids, or None
-    where there are none to compare (embeddings). `max_tokens` bounds the output.
+    where there are none to compare (embeddings).
     """
 
     call_id: str
     chain: Chain
     prompt_tokens: int
-    max_tokens: int
     tokens: Sequence[int] | None = None
     session_id: str | None = None
     parent_id: str | None = None

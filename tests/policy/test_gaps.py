@@ -1,0 +1,87 @@
+"""The gap model: what it says of workflows that come back and of those that do not."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vllm_saga.policy.gaps import GapModel
+
+gaps = st.lists(st.floats(0.001, 2000.0), max_size=60)
+
+
+@given(gaps, st.integers(0, 30), st.floats(0.0, 900.0), st.floats(1.0, 900.0))
+def test_the_longer_away_the_less_likely_back(seen, ends, idle, more):
+    model = GapModel(GapModel())
+    for gap in seen:
+        model.observe_return(gap)
+    for _ in range(ends):
+        model.observe_end()
+    assert 0.0 <= model.p_return(idle + more) <= model.p_return(idle) < 1.0
+
+
+@given(gaps, st.integers(0, 30), st.floats(0.05, 0.95))
+def test_patience_is_where_the_probability_crosses(seen, ends, threshold):
+    model = GapModel()
+    for gap in seen:
+        model.observe_return(gap)
+    for _ in range(ends):
+        model.observe_end()
+    patience = model.patience_s(threshold)
+    assert model.p_return(patience * 1.01) < threshold or patience > 900.0
+
+
+def test_one_shot_traffic_is_given_up_at_once():
+    model = GapModel()
+    for _ in range(50):
+        model.observe_end()
+    assert model.patience_s(0.4) <= 0.02
+
+
+def test_short_gaps_make_impatient_and_long_gaps_patient():
+    quick, slow = GapModel(), GapModel()
+    for _ in range(100):
+        quick.observe_return(0.5)
+        slow.observe_return(20.0)
+    for model in (quick, slow):
+        for _ in range(5):
+            model.observe_end()
+    assert quick.patience_s(0.4) < 1.5
+    assert slow.patience_s(0.4) > 15.0
+
+
+def test_a_new_class_starts_from_what_all_classes_did():
+    everyone = GapModel()
+    first = GapModel(everyone)
+    for _ in range(40):
+        first.observe_end()
+    assert GapModel(everyone).patience_s(0.4) <= 0.02
+
+
+def test_expected_calls_follows_the_share_of_ends():
+    model = GapModel()
+    for _ in range(390):
+        model.observe_return(1.0)
+    for _ in range(10):
+        model.observe_end()
+    assert model.expected_calls() == pytest.approx(40.0, rel=0.05)
+
+
+def test_a_retracted_end_leaves_no_trace():
+    model = GapModel(GapModel())
+    before = model.p_return(1.0)
+    model.observe_end()
+    model.retract_end()
+    assert model.p_return(1.0) == pytest.approx(before)
+
+
+def test_an_old_habit_is_forgotten():
+    model = GapModel()
+    for _ in range(3000):
+        model.observe_return(100.0)
+    for call in range(12_000):
+        model.observe_return(0.1)
+        if call % 40 == 0:
+            model.observe_end()
+    assert model.patience_s(0.4) < 1.0
