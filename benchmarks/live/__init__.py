@@ -1,1 +1,1 @@
-"""Live benchmark: agent sessions replayed over HTTP against a real `vllm serve`, one arm after the other."""
+"""Live benchmark: agent sessions replayed over HTTP against a real `vllm serve`, arm after arm."""

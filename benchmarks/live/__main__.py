@@ -21,16 +21,30 @@ console = Console()
 
 def main(
     model: Annotated[Path, typer.Option(help="Model directory to serve (weights are random).")],
-    trace_file: Annotated[Path | None, typer.Option("--trace", help="Trace in format v1; default: built-in workload.")] = None,
-    overcommit: Annotated[float, typer.Option(min=0.05, help="Lanes x time-mean context / KV pool, in tokens.")] = 2.0,
+    trace_file: Annotated[
+        Path | None, typer.Option("--trace", help="Trace in format v1; default: built-in workload.")
+    ] = None,
+    overcommit: Annotated[
+        float, typer.Option(min=0.05, help="Lanes x time-mean context / KV pool, in tokens.")
+    ] = 2.0,
     sessions: Annotated[int | None, typer.Option(min=1, help="Sessions per arm.")] = None,
     lanes: Annotated[int | None, typer.Option(min=1, help="Sessions alive at a time.")] = None,
-    quick: Annotated[bool, typer.Option("--quick", help="A small run, two minutes at most.")] = False,
-    no_session_ids: Annotated[bool, typer.Option("--no-session-ids", help="Send no X-Session-ID header.")] = False,
-    schedulers: Annotated[str, typer.Option(help="Arms, comma-separated: stock, saga, or a class path.")] = "stock,saga",
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A small run, two minutes at most.")
+    ] = False,
+    no_session_ids: Annotated[
+        bool, typer.Option("--no-session-ids", help="Send no X-Session-ID header.")
+    ] = False,
+    schedulers: Annotated[
+        str, typer.Option(help="Arms, comma-separated: stock, saga, or a class path.")
+    ] = "stock,saga",
     seed: Annotated[int, typer.Option(help="Choice and order of sessions.")] = 0,
-    mean_prompt: Annotated[float | None, typer.Option(help="Mean prompt after scaling, tokens.")] = None,
-    gap_scale: Annotated[float | None, typer.Option(help="Scale of gaps; default: measured.")] = None,
+    mean_prompt: Annotated[
+        float | None, typer.Option(help="Mean prompt after scaling, tokens.")
+    ] = None,
+    gap_scale: Annotated[
+        float | None, typer.Option(help="Scale of gaps; default: measured.")
+    ] = None,
     output: Annotated[Path, typer.Option(help="Where the report goes.")] = Path("demo-report"),
 ) -> None:
     """Replay agent sessions against a real vLLM server, once per scheduler, and compare."""
@@ -53,7 +67,9 @@ def main(
             send_session_ids=not no_session_ids,
             calibration_calls=15 if quick else 40,
         )
-        load = trace.read(trace_file) if trace_file else builtin.sessions(2 * settings.sessions, seed)
+        load = (
+            trace.read(trace_file) if trace_file else builtin.sessions(2 * settings.sessions, seed)
+        )
     except (trace.TraceError, OSError, KeyError) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         raise typer.Exit(2) from error
@@ -77,24 +93,36 @@ def announce(bench: Bench, source: str) -> None:
     plan, settings = bench.plan, bench.settings
     calls = sum(len(session.calls) for session in plan.sessions)
     console.print(
-        f"workload {source}: {len(plan.sessions)} sessions, {calls} calls, tokens x {plan.token_scale:.4f}\n"
-        f"load: {settings.lanes} lanes, KV pool {plan.pool.blocks} blocks of {settings.block_size} = "
-        f"{plan.pool.tokens:,} tokens, overcommit {plan.pool.overcommit:.2f}",
+        f"workload {source}: {len(plan.sessions)} sessions, {calls} calls, "
+        f"tokens x {plan.token_scale:.4f}\n"
+        f"load: {settings.lanes} lanes, KV pool {plan.pool.blocks} blocks of "
+        f"{settings.block_size} = {plan.pool.tokens:,} tokens, "
+        f"overcommit {plan.pool.overcommit:.2f}",
         highlight=False,
     )
 
 
-def finish(bench: Bench, source: str, results: list[report.ArmResult], runs: list[report.Json], took_s: float) -> None:
+def finish(
+    bench: Bench,
+    source: str,
+    results: list[report.ArmResult],
+    runs: list[report.Json],
+    took_s: float,
+) -> None:
     """Table, files and a closing line."""
     settings = bench.settings
-    title = f"{source}: {settings.sessions} tasks, {settings.lanes} at a time, overcommit {bench.plan.pool.overcommit:.2f}"
+    title = (
+        f"{source}: {settings.sessions} tasks, {settings.lanes} at a time, "
+        f"overcommit {bench.plan.pool.overcommit:.2f}"
+    )
     report.write_json(bench.output / "report.json", bench.config(source) | {"took_s": took_s}, runs)
     report.picture(bench.output / "report.png", results, title)
     console.print(report.table(runs, title))
     shares = ", ".join(f"{run['scheduler']} {run['client_cpu_share']:.0%}" for run in runs)
     console.print(f"client CPU (of one core): {shares}; whole run {took_s:.0f} s", highlight=False)
-    console.print(f"report: {bench.output / 'report.json'}, {settings_path(bench, 'report.png')}", highlight=False)
-
+    console.print(
+        f"report: {bench.output / 'report.json'}, {bench.output / 'report.png'}", highlight=False
+    )
 
 
 if __name__ == "__main__":

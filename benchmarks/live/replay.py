@@ -1,8 +1,8 @@
 """Replaying sessions over HTTP: closed-loop lanes, each running one session after another.
 
-A session is a small graph: a call is issued `delay_s x gap_scale` after the last call it depends on has ended.
-Prompts are token ids sent to `/v1/completions`; the reply's real token ids become part of the next prompt. No
-end-of-session signal is sent: real agents send none.
+A session is a small graph: a call is issued `delay_s x gap_scale` after the last call it depends on
+has ended. Prompts are token ids sent to `/v1/completions`; the reply's real token ids become part
+of the next prompt. No end-of-session signal is sent: real agents send none.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ class RequestFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """One finished call. Times are seconds on the client's monotonic clock, tokens as the server counted."""
+    """One finished call. Times are seconds on the client's clock, tokens as the server counted."""
 
     session_id: str
     index: int
@@ -118,7 +118,11 @@ def client() -> aiohttp.ClientSession:
 
 
 async def replay(
-    http: aiohttp.ClientSession, target: Target, sessions: Sequence[ScaledSession], lanes: int, hooks: Hooks
+    http: aiohttp.ClientSession,
+    target: Target,
+    sessions: Sequence[ScaledSession],
+    lanes: int,
+    hooks: Hooks,
 ) -> list[SessionRecord]:
     """Run all sessions on `lanes` lanes; a lane takes the next session when its own has ended."""
     queue = iter(sessions)
@@ -165,15 +169,19 @@ async def run_session(
 
 
 async def send(
-    http: aiohttp.ClientSession, target: Target, session: ScaledSession, index: int, source: TokenSource
+    http: aiohttp.ClientSession,
+    target: Target,
+    session: ScaledSession,
+    index: int,
+    source: TokenSource,
 ) -> CallRecord:
-    """Send one call, read its stream to the end and remember its context for the calls that extend it."""
+    """Send one call, read its stream to the end and remember the context it leaves."""
     call = session.calls[index]
     prompt = source.prompt(index)
     body = {
-        "model": "model", "prompt": prompt, "stream": True, "stream_options": {"include_usage": True},
+        "model": "model", "prompt": prompt, "temperature": 0, "return_token_ids": True,
+        "stream": True, "stream_options": {"include_usage": True},
         "max_tokens": call.output_tokens, "min_tokens": call.output_tokens, "ignore_eos": True,
-        "temperature": 0, "return_token_ids": True,
     }  # fmt: skip
     headers = {"Content-Type": "application/json"}
     if target.send_session_ids:
@@ -182,9 +190,13 @@ async def send(
     usage: _Usage | None = None
     issued = time.perf_counter()
     first = 0.0
-    async with http.post(f"{target.url}/v1/completions", data=json.dumps(body), headers=headers) as answer:
+    async with http.post(
+        f"{target.url}/v1/completions", data=json.dumps(body), headers=headers
+    ) as answer:
         if answer.status != 200:
-            raise RequestFailed(f"call {index}: HTTP {answer.status}: {(await answer.text())[:300]}")
+            raise RequestFailed(
+                f"call {index}: HTTP {answer.status}: {(await answer.text())[:300]}"
+            )
         async for line in answer.content:
             if not line.startswith(b"data: {"):
                 continue
@@ -198,7 +210,9 @@ async def send(
                     generated += choice.token_ids
     ended = time.perf_counter()
     if usage is None or len(generated) != call.output_tokens or usage.prompt_tokens != len(prompt):
-        raise RequestFailed(f"call {index}: asked for {call.output_tokens} tokens, got {len(generated)}; usage {usage}")
+        raise RequestFailed(
+            f"call {index}: asked for {call.output_tokens} tokens, got {len(generated)}; {usage}"
+        )
     source.complete(index, prompt, generated)
     details = usage.prompt_tokens_details
     return CallRecord(

@@ -19,7 +19,7 @@ Json = dict[str, Any]
 
 @dataclass(frozen=True, slots=True)
 class ArmResult:
-    """Everything measured about one arm; `started`/`ended` bound the measured window (client clock, s)."""
+    """Everything measured about one arm; times in seconds on the client's clock."""
 
     scheduler: str
     sessions: list[SessionRecord]
@@ -51,7 +51,7 @@ def percentile(values: Sequence[float], share: float) -> float:
 
 
 def reprefilled(call: CallRecord, block_size: int) -> int:
-    """Tokens computed again although the session had computed them: reusable whole blocks minus cached."""
+    """Tokens the session had computed before and computed again: reusable blocks minus cached."""
     return max(0, call.reusable_tokens // block_size * block_size - call.cached_tokens)
 
 
@@ -68,7 +68,9 @@ def summarise(arm: ArmResult) -> Json:
     return {
         "scheduler": arm.scheduler,
         "task_completion_s": {
-            "mean": mean(completion), "p50": percentile(completion, 0.5), "p95": percentile(completion, 0.95),
+            "mean": mean(completion),
+            "p50": percentile(completion, 0.5),
+            "p95": percentile(completion, 0.95),
         },
         "step_wait_s": {"mean": mean(waits), "p99": percentile(waits, 0.99)},
         "tasks_per_min": 60 * len(done) / arm.window_s if arm.window_s else math.nan,
@@ -102,7 +104,9 @@ def ratios(runs: Sequence[Json]) -> Json:
         return {}
     stock, saga = arms["stock"], arms["saga"]
     return {
-        "task_completion_mean": ratio(stock["task_completion_s"]["mean"], saga["task_completion_s"]["mean"]),
+        "task_completion_mean": ratio(
+            stock["task_completion_s"]["mean"], saga["task_completion_s"]["mean"]
+        ),
         "step_wait_mean": ratio(stock["step_wait_s"]["mean"], saga["step_wait_s"]["mean"]),
         "tasks_per_min": ratio(saga["tasks_per_min"], stock["tasks_per_min"]),
     }
@@ -155,7 +159,9 @@ def table(runs: Sequence[Json], title: str) -> Table:
     out = Table(title=title, title_justify="left")
     out.add_column("")
     for run in runs:
-        out.add_column("stock vLLM" if run["scheduler"] == "stock" else run["scheduler"], justify="right")
+        out.add_column(
+            "stock vLLM" if run["scheduler"] == "stock" else run["scheduler"], justify="right"
+        )
     gain = ratios(runs)
     if gain:
         out.add_column("better by", justify="right", style="bold")
@@ -173,7 +179,7 @@ def table(runs: Sequence[Json], title: str) -> Table:
 
 
 def picture(path: Path, arms: Sequence[ArmResult], title: str) -> None:
-    """PNG: how completion times are distributed, and how much of each prompt was cached over time."""
+    """PNG: distribution of completion times; share of prompt tokens cached, over time."""
     import matplotlib
 
     matplotlib.use("Agg")
@@ -189,11 +195,34 @@ def picture(path: Path, arms: Sequence[ArmResult], title: str) -> None:
         if not times:
             continue
         steps = [100 * (k + 1) / len(times) for k in range(len(times))]
-        left.step([0, *times], [0, *steps], where="post", color=colour, lw=2.2, label=f"{name} (mean {fmean(times):.1f} s)")
+        left.step(
+            [0, *times],
+            [0, *steps],
+            where="post",
+            color=colour,
+            lw=2.2,
+            label=f"{name} (mean {fmean(times):.1f} s)",
+        )
         x, y = hit_rate_over_time(arm)
-        right.plot(x, [100 * v for v in y], color=colour, lw=2.2, label=f"{name} (done after {arm.window_s:.0f} s)")
-    left.set(xlabel="task completion time, s", ylabel="tasks completed, %", ylim=(0, 101), title="Task completion")
-    right.set(xlabel="time since start, s", ylabel="prompt tokens from cache, %", ylim=(0, 101), title="Prefix-cache hits")
+        right.plot(
+            x,
+            [100 * v for v in y],
+            color=colour,
+            lw=2.2,
+            label=f"{name} (done after {arm.window_s:.0f} s)",
+        )
+    left.set(
+        xlabel="task completion time, s",
+        ylabel="tasks completed, %",
+        ylim=(0, 101),
+        title="Task completion",
+    )
+    right.set(
+        xlabel="time since start, s",
+        ylabel="prompt tokens from cache, %",
+        ylim=(0, 101),
+        title="Prefix-cache hits",
+    )
     for axis in (left, right):
         axis.set_xlim(left=0)
         axis.grid(alpha=0.3)
@@ -203,7 +232,7 @@ def picture(path: Path, arms: Sequence[ArmResult], title: str) -> None:
 
 
 def hit_rate_over_time(arm: ArmResult, buckets: int = 40) -> tuple[list[float], list[float]]:
-    """(seconds since start, share of prompt tokens cached) in equal buckets of the measured window."""
+    """(seconds since start, share of prompt tokens cached) in equal buckets of the window."""
     width = arm.window_s / buckets if arm.window_s else 1.0
     cached, prompt = [0] * buckets, [0] * buckets
     for call in arm.calls:

@@ -12,7 +12,15 @@ from pathlib import Path
 
 import aiohttp
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TaskID, TextColumn, TimeElapsedColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+)
 
 from benchmarks.live import replay, scale
 from benchmarks.live.report import ArmResult, Json
@@ -51,14 +59,19 @@ class Plan:
 
 
 def make_plan(trace: Sequence[Session], settings: Settings) -> Plan:
-    """Choose and scale sessions; calibration sessions come after the measured ones in the same order."""
+    """Choose and scale sessions; those for calibration come after the measured ones."""
     probes = max(1, settings.lanes // 4)
     pairs = scale.pick(trace, settings.sessions + probes, settings.seed)
     measured = pairs[: settings.sessions]
     factor = scale.token_scale([session for _, session in measured], settings.mean_prompt_tokens)
-    scaled = [scale.scale_session(name, session, factor, settings.gap_cap_s) for name, session in measured]
+    scaled = [
+        scale.scale_session(name, session, factor, settings.gap_cap_s) for name, session in measured
+    ]
     probe = [
-        shorten(scale.scale_session(f"calibration/{name}", session, factor, settings.gap_cap_s), settings.calibration_calls)
+        shorten(
+            scale.scale_session(f"calibration/{name}", session, factor, settings.gap_cap_s),
+            settings.calibration_calls,
+        )
         for name, session in pairs[settings.sessions :]
     ]
     pool = scale.pool(scaled, settings.lanes, settings.overcommit, settings.block_size)
@@ -82,8 +95,9 @@ class Bench:
     async def run(self) -> list[ArmResult]:
         """All arms, in the order given."""
         columns = (
-            SpinnerColumn(), TextColumn("{task.description:<22}"), BarColumn(), MofNCompleteColumn(),
-            TextColumn("tasks"), TimeElapsedColumn(), TextColumn("{task.fields[note]}"),
+            SpinnerColumn(), TextColumn("{task.description:<20}"), BarColumn(24),
+            MofNCompleteColumn(), TextColumn("tasks"), TimeElapsedColumn(),
+            TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         with Progress(*columns, console=self.console) as progress:
             return [await self._arm(name, progress) for name in self.settings.schedulers]
@@ -91,8 +105,8 @@ class Bench:
     async def _arm(self, scheduler: str, progress: Progress) -> ArmResult:
         """One arm on a fresh server: warm-up, calibration if still needed, measurement."""
         options = ServerOptions(
-            self.settings.model, self.plan.pool.blocks, self.settings.block_size, self.plan.max_model_len,
-            max_num_seqs=max(64, 2 * self.settings.lanes),
+            self.settings.model, self.plan.pool.blocks, self.settings.block_size,
+            self.plan.max_model_len, max_num_seqs=max(64, 2 * self.settings.lanes),
         )  # fmt: skip
         bar = progress.add_task(f"{scheduler}: starting", total=len(self.plan.sessions), note="")
         log = self.output / f"server-{scheduler}.log"
@@ -112,16 +126,28 @@ class Bench:
     async def _warm_up(self, http: aiohttp.ClientSession, server: Server) -> None:
         """Touch every code path once, with single calls that belong to no session."""
         length = round(self.settings.mean_prompt_tokens)
-        calls = [scale.ScaledCall(max(2, length // d), 0, 8, None, (), 0.0, 1.0) for d in (64, 8, 2, 1) * 2]
-        sessions = [scale.ScaledSession(f"warm-up-{k}", (call,), None, 0, 1.0, 1.0) for k, call in enumerate(calls)]
-        target = replay.Target(server.url, self.settings.vocabulary, "warm-up", send_session_ids=False)
-        records = await replay.replay(http, target, sessions, 4, replay.Hooks(gap_scale=lambda: 0.0))
+        calls = [
+            scale.ScaledCall(max(2, length // d), 0, 8, None, (), 0.0, 1.0)
+            for d in (64, 8, 2, 1) * 2
+        ]
+        sessions = [
+            scale.ScaledSession(f"warm-up-{k}", (call,), None, 0, 1.0, 1.0)
+            for k, call in enumerate(calls)
+        ]
+        target = replay.Target(
+            server.url, self.settings.vocabulary, "warm-up", send_session_ids=False
+        )
+        records = await replay.replay(
+            http, target, sessions, 4, replay.Hooks(gap_scale=lambda: 0.0)
+        )
         for record in records:
             if record.error:
-                raise RuntimeError(f"warm-up failed on {server.scheduler}: {record.error}; log {server.log}")
+                raise RuntimeError(
+                    f"warm-up failed on {server.scheduler}: {record.error}; log {server.log}"
+                )
 
     async def _calibrate(self, http: aiohttp.ClientSession, server: Server) -> None:
-        """Measure g with a quarter of the lanes, so that nothing is evicted at the overcommits of interest.
+        """Measure g with a quarter of the lanes, so that nothing is evicted up to overcommit 4.
 
         Gaps during the calibration already use the estimate made so far.
         """
@@ -133,8 +159,12 @@ class Bench:
                 seen[1] += record.model_s
 
         hooks = replay.Hooks(gap_scale=lambda: seen[0] / seen[1], on_call=on_call)
-        target = replay.Target(server.url, self.settings.vocabulary, "calibration", send_session_ids=False)
-        records = await replay.replay(http, target, self.plan.calibration, len(self.plan.calibration), hooks)
+        target = replay.Target(
+            server.url, self.settings.vocabulary, "calibration", send_session_ids=False
+        )
+        records = await replay.replay(
+            http, target, self.plan.calibration, len(self.plan.calibration), hooks
+        )
         calls = [call for record in records for call in record.calls if call.index]
         if not calls:
             raise RuntimeError(f"calibration made no call: {[record.error for record in records]}")
@@ -143,7 +173,8 @@ class Bench:
         self.calibration = {
             "calls": len(calls), "measured_model_s_per_call": measured / len(calls),
             "recorded_model_s_per_call": recorded / len(calls), "scheduler": server.scheduler,
-            "prefix_hit_rate": sum(c.cached_tokens for c in calls) / sum(c.prompt_tokens for c in calls),
+            "prefix_hit_rate": sum(c.cached_tokens for c in calls)
+            / sum(c.prompt_tokens for c in calls),
         }  # fmt: skip
         self.console.print(
             f"calibration: {measured / len(calls) * 1e3:.1f} ms model time per call here, "
@@ -158,22 +189,32 @@ class Bench:
 
         def on_call(record: replay.CallRecord) -> None:
             nonlocal cached, prompt, calls
-            cached, prompt, calls = cached + record.cached_tokens, prompt + record.prompt_tokens, calls + 1
+            cached, prompt, calls = (
+                cached + record.cached_tokens,
+                prompt + record.prompt_tokens,
+                calls + 1,
+            )
             progress.update(bar, note=f"{calls} calls, {cached / prompt:.0%} from cache")
 
         def on_session(record: replay.SessionRecord) -> None:
             progress.advance(bar)
             if record.error:
-                self.console.print(f"[red]{server.scheduler}: session {record.session_id} failed: {record.error}")
+                self.console.print(
+                    f"[red]{server.scheduler}: session {record.session_id} failed: {record.error}"
+                )
 
         gap_scale = self.gap_scale or 0.0
         hooks = replay.Hooks(lambda: gap_scale, on_call, on_session)
-        target = replay.Target(server.url, self.settings.vocabulary, "measured", self.settings.send_session_ids)
+        target = replay.Target(
+            server.url, self.settings.vocabulary, "measured", self.settings.send_session_ids
+        )
         before = await scrape(http, server.url)
         client_cpu, server_cpu, started = time.process_time(), server.cpu_s(), time.perf_counter()
         watch = asyncio.create_task(self._watch(server))
         try:
-            run = asyncio.create_task(replay.replay(http, target, self.plan.sessions, self.settings.lanes, hooks))
+            run = asyncio.create_task(
+                replay.replay(http, target, self.plan.sessions, self.settings.lanes, hooks)
+            )
             await asyncio.wait({run, watch}, return_when=asyncio.FIRST_COMPLETED)
             if watch.done():
                 run.cancel()
@@ -183,8 +224,9 @@ class Bench:
             watch.cancel()
         ended = time.perf_counter()
         return ArmResult(
-            server.scheduler, records, started, ended, counter_deltas(before, await scrape(http, server.url)),
-            self.settings.block_size, time.process_time() - client_cpu, server.cpu_s() - server_cpu,
+            server.scheduler, records, started, ended, counter_deltas(before, await scrape(http,
+            server.url)), self.settings.block_size, time.process_time() - client_cpu, server.cpu_s()
+            - server_cpu,
         )  # fmt: skip
 
     @staticmethod

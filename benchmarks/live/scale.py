@@ -1,12 +1,13 @@
 """Scaling a recorded workload to a small model on a CPU.
 
 * tokens x `token_scale`, chosen so that the mean prompt of the sample has a given length;
-* gaps x `gap_scale` = measured model seconds per call without pressure / recorded model seconds per call, so
+* gaps x `gap_scale` = measured model seconds per call without pressure / recorded model seconds per
+call, so
   that the share of time spent in the model (the duty cycle) is kept;
 * the KV pool from `overcommit = lanes x time-mean context of a live session / pool`.
 
-Rounding never accumulates: every prompt is `round(recorded x token_scale)` and its new part is what the
-reused part leaves.
+Rounding never accumulates: every prompt is `round(recorded x token_scale)` and its new part is what
+the reused part leaves.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from vllm_saga.simulator.trace import Session
 
 @dataclass(frozen=True, slots=True)
 class ScaledCall:
-    """One request to send; tokens are scaled, `delay_s` is recorded seconds (scaled by g at replay)."""
+    """One request to send. Tokens are scaled; seconds are recorded ones, scaled at replay."""
 
     prompt_tokens: int
     reusable_tokens: int
@@ -38,7 +39,7 @@ class ScaledCall:
 
 @dataclass(frozen=True, slots=True)
 class ScaledSession:
-    """One session to replay. `ideal_s` is recorded seconds; `prefix_group`/`prefix_tokens` the shared front."""
+    """One session to replay; `prefix_*` is the front it shares with its group."""
 
     session_id: str
     calls: tuple[ScaledCall, ...]
@@ -57,13 +58,17 @@ class ScaledSession:
 
 
 def pick(sessions: Sequence[Session], count: int, seed: int) -> list[tuple[str, Session]]:
-    """`count` (id, session) pairs in a seeded order; a trace with fewer is used again under new ids."""
-    order = sorted(sessions, key=lambda s: hashlib.sha256(f"{seed}/{s.session_id}".encode()).digest())
+    """`count` (id, session) pairs in a seeded order; a short trace is used again under new ids."""
+    order = sorted(
+        sessions, key=lambda s: hashlib.sha256(f"{seed}/{s.session_id}".encode()).digest()
+    )
     pairs = []
     for k in range(count):
         round_, index = divmod(k, len(order))
         session = order[index]
-        pairs.append((session.session_id if round_ == 0 else f"{session.session_id}#{round_ + 1}", session))
+        pairs.append(
+            (session.session_id if round_ == 0 else f"{session.session_id}#{round_ + 1}", session)
+        )
     return pairs
 
 
@@ -107,7 +112,9 @@ def scale_session(name: str, session: Session, scale: float, gap_cap_s: float) -
         prefix_group=prefix.group if prefix else None,
         prefix_tokens=min(shared, calls[0].prompt_tokens - 1),
         ideal_s=session.ideal_s,
-        mean_context_tokens=scale * session.context_token_seconds / session.ideal_s if session.ideal_s else 0.0,
+        mean_context_tokens=scale * session.context_token_seconds / session.ideal_s
+        if session.ideal_s
+        else 0.0,
     )
 
 
@@ -119,7 +126,9 @@ def mean_context_tokens(sessions: Sequence[ScaledSession]) -> float:
 
 def duty(sessions: Sequence[ScaledSession]) -> float:
     """Recorded share of a session's ideal time that is spent in the model."""
-    return sum(session.model_s for session in sessions) / sum(session.ideal_s for session in sessions)
+    return sum(session.model_s for session in sessions) / sum(
+        session.ideal_s for session in sessions
+    )
 
 
 @dataclass(frozen=True, slots=True)
@@ -144,5 +153,8 @@ def pool(sessions: Sequence[ScaledSession], lanes: int, overcommit: float, block
         raise ValueError("overcommit must be positive")
     wanted = lanes * mean_context_tokens(sessions)
     largest = max(session.max_context_tokens for session in sessions)
-    blocks = max(math.ceil(wanted / overcommit / block_size), math.ceil(largest * 1.1 / block_size) + 1) + 1
+    blocks = (
+        max(math.ceil(wanted / overcommit / block_size), math.ceil(largest * 1.1 / block_size) + 1)
+        + 1
+    )
     return Pool(blocks, block_size, wanted / ((blocks - 1) * block_size))

@@ -56,12 +56,16 @@ class ServerOptions:
         command = [str(executable), "serve", str(self.model)]
         for flag, value in flags.items():
             command += [flag, str(value)]
-        command += ["--enforce-eager", "--enable-prompt-tokens-details", "--disable-uvicorn-access-log"]
+        command += [
+            "--enforce-eager",
+            "--enable-prompt-tokens-details",
+            "--disable-uvicorn-access-log",
+        ]
         return command if scheduler == "stock" else [*command, "--scheduler-cls", scheduler]
 
 
 def worker_cores() -> Sequence[int]:
-    """Cores for the model's threads: all but one, which serves HTTP and runs the client; at most four."""
+    """Cores for the model's threads: all but one, for HTTP and the client; at most four."""
     cores = sorted(os.sched_getaffinity(0))
     return cores[1:5] or cores
 
@@ -78,7 +82,7 @@ def environment(cores: Sequence[int]) -> dict[str, str]:
 
 
 class Server:
-    """A running `vllm serve`; `async with Server(...)` starts it, waits for it and always stops it."""
+    """A `vllm serve` process: `async with` starts it, waits for it and always stops it."""
 
     def __init__(self, options: ServerOptions, scheduler: str, log: Path, executable: Path) -> None:
         self.scheduler = scheduler
@@ -106,7 +110,10 @@ class Server:
         return self
 
     async def __aexit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+        self,
+        kind: type[BaseException] | None,
+        value: BaseException | None,
+        trace: TracebackType | None,
     ) -> None:
         self.stop()
 
@@ -127,7 +134,10 @@ class Server:
         """Raise `ServerError` with the end of the log if the server is gone."""
         if self._process is not None and self._process.poll() is not None:
             tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-            raise ServerError(f"vllm serve ({self.scheduler}) exited with {self._process.returncode}; log {self.log}:\n{tail}")
+            raise ServerError(
+                f"vllm serve ({self.scheduler}) exited with {self._process.returncode}; "
+                f"log {self.log}:\n{tail}"
+            )
 
     def stop(self) -> None:
         """Stop the server's process group: ask first, kill what is left after `STOP_TIMEOUT_S`."""
@@ -153,7 +163,10 @@ class Server:
                         if answer.status == 200:
                             return
                 await asyncio.sleep(0.25)
-        raise ServerError(f"vllm serve ({self.scheduler}) did not answer within {START_TIMEOUT_S:.0f} s; log {self.log}")
+        raise ServerError(
+            f"vllm serve ({self.scheduler}) did not answer within {START_TIMEOUT_S:.0f} s; "
+            f"log {self.log}"
+        )
 
 
 def free_port() -> int:
@@ -188,4 +201,6 @@ async def scrape(http: aiohttp.ClientSession, url: str) -> dict[str, float]:
 
 def counter_deltas(before: Mapping[str, float], after: Mapping[str, float]) -> dict[str, int]:
     """Growth of the counters the report uses."""
-    return {key: round(after.get(name, 0.0) - before.get(name, 0.0)) for key, name in COUNTERS.items()}
+    return {
+        key: round(after.get(name, 0.0) - before.get(name, 0.0)) for key, name in COUNTERS.items()
+    }

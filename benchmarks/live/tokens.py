@@ -1,10 +1,10 @@
 """Deterministic token ids whose prefixes repeat exactly as the trace says.
 
-New tokens are drawn from a generator seeded by (namespace, session, call), so no two blocks are equal by
-chance; the first `prefix_tokens` of a session come from a generator seeded by its group, so sessions of one
-group share exactly those. A prompt is `context of the parent[:reusable] + new tokens`, where the context is
-the parent's prompt followed by the ids the server really generated, and the first new token differs from what
-the parent had in that place.
+New tokens are drawn from a generator seeded by (namespace, session, call), so no two blocks are
+equal by chance; the first `prefix_tokens` of a session come from a generator seeded by its group,
+so sessions of one group share exactly those. A prompt is `context of the parent[:reusable] + new
+tokens`, where the context is the parent's prompt followed by the ids the server really generated,
+and the first new token differs from what the parent had in that place.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ FIRST_ID = 8
 
 
 class TokenSource:
-    """Builds the prompts of one session; `namespace` keeps warm-up, calibration and measured runs apart."""
+    """Builds the prompts of one session; runs with different namespaces share nothing."""
 
     def __init__(self, session: ScaledSession, vocabulary: int, namespace: str) -> None:
         self._session = session
@@ -35,7 +35,9 @@ class TokenSource:
             head = self._draw(f"group/{self._session.prefix_group}", self._session.prefix_tokens)
         else:
             head = parent[: call.reusable_tokens]
-        new = self._draw(f"session/{self._session.session_id}/{index}", call.prompt_tokens - len(head))
+        new = self._draw(
+            f"session/{self._session.session_id}/{index}", call.prompt_tokens - len(head)
+        )
         if len(head) < len(parent) and new[0] == parent[len(head)]:
             new[0] = new[0] + 1 if new[0] < self._top else FIRST_ID
         return head + new

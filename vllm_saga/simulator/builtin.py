@@ -2,19 +2,24 @@
 
 Nothing here is fitted to a trace file. Every constant names its source:
 
-========================  ==================================================================================
-calls per session         mean 37 (SAGA, SWE-bench Verified). Gamma with coefficient of variation 0.5; the
-                          spread is our assumption, none is published.
-first prompt              2,000-4,000 tokens, uniform (SAGA), of which the first 1,500 (system prompt and tool
-                          schemas) are the same for all sessions of one agent; 3 agents. The 1,500 is ours.
-output                    100-500 tokens per call, uniform (SAGA)
-new tokens per call       log-normal, mean 480, sigma 1: the mean makes an average session end at SAGA's 32K
-                          context (3,000 + 37 x (480 + 300)); one result is capped at 8,000 tokens.
-gaps                      published quantiles of TraceLab: < 1 s 61 %, 1-10 s 27 %, 10-60 s 8 %, more 4 %,
-                          capped at 600 s (`trace.TOOL_GAP_QUANTILES`)
-model seconds             46 ms per output token + 29 ms per 1,000 new tokens (zetxqx, `trace.Call.model_s`)
-context limit             64K tokens: a session that would pass it ends there (assumption)
-========================  ==================================================================================
+calls per session
+    mean 37 (SAGA, SWE-bench Verified). Gamma with coefficient of variation 0.5; the spread is our
+    assumption, none is published.
+first prompt
+    2,000-4,000 tokens, uniform (SAGA). The first 1,500 (system prompt and tool schemas; our
+    assumption) are the same for all sessions of one agent; there are 3 agents.
+output
+    100-500 tokens per call, uniform (SAGA)
+new tokens per call
+    log-normal, mean 480, sigma 1, at most 8,000. The mean makes an average session end at SAGA's
+    32K context: 3,000 + 37 x (480 + 300).
+gaps
+    published quantiles of TraceLab: < 1 s 61 %, 1-10 s 27 %, 10-60 s 8 %, more 4 %, at most 600 s
+    (`trace.TOOL_GAP_QUANTILES`)
+model seconds
+    46 ms per output token + 29 ms per 1,000 new tokens (zetxqx, `trace.Call.model_s`)
+context limit
+    64K tokens: a session that would pass it ends there (our assumption)
 """
 
 from __future__ import annotations
@@ -55,7 +60,13 @@ def _session(seed: int, index: int) -> Session:
         if step and context + new + output > CONTEXT_LIMIT_TOKENS:
             break
         calls.append(
-            Call(prompt_tokens=context + new, new_tokens=new, output_tokens=output, tool_latency_s=gap_s, gap="tool")
+            Call(
+                prompt_tokens=context + new,
+                new_tokens=new,
+                output_tokens=output,
+                tool_latency_s=gap_s,
+                gap="tool",
+            )
         )
         context += new + output
     last = calls[-1]

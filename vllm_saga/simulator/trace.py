@@ -1,9 +1,10 @@
 """Agent traces, format v1: one JSON object per line, one session (workflow) per object.
 
 A session is a list of LLM calls. Every call names its prompt and output length in tokens, how many
-prompt tokens are new with respect to the call it extends (its *parent*), and the gap in seconds before
-the next call. The reader checks everything it uses and names file, line and field when something is
-wrong; fields it does not know are ignored, so a trace may carry more than is listed here.
+prompt tokens are new with respect to the call it extends (its *parent*), and the gap in seconds
+before the next call. The reader checks everything it uses and names file, line and field when
+something is wrong; fields it does not know are ignored, so a trace may carry more than is listed
+here.
 
 Pure data: this module imports neither vLLM nor torch.
 """
@@ -11,6 +12,7 @@ Pure data: this module imports neither vLLM nor torch.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import math
 import random
 from collections.abc import Iterator, Sequence
@@ -25,14 +27,20 @@ Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Index = Annotated[int, msgspec.Meta(ge=0)]
 Gap = Literal["tool", "human", "subagents", "handoff", "end"]
 
-#: Model seconds of a call for which a trace records none: one engine step per output token plus prefill
-#: of the new tokens (46 ms + 29 ms per 1,000 tokens, measured by zetxqx on 2xH100).
+#: Model seconds of a call for which a trace records none: one engine step per output token plus
+#: prefill of the new tokens (46 ms + 29 ms per 1,000 tokens, measured by zetxqx on 2xH100).
 STEP_S = 0.046
 PREFILL_S_PER_TOKEN = 29e-6
 
-#: Tool gaps as published by TraceLab (arXiv 2606.30560): share of calls at or below so many seconds.
+#: Tool gaps as published by TraceLab (arXiv 2606.30560): share of calls within so many seconds.
 #: The ends (10 ms, 600 s) are ours.
-TOOL_GAP_QUANTILES: tuple[tuple[float, float], ...] = ((0.0, 0.01), (0.61, 1.0), (0.88, 10.0), (0.96, 60.0), (1.0, 600.0))
+TOOL_GAP_QUANTILES: tuple[tuple[float, float], ...] = (
+    (0.0, 0.01),
+    (0.61, 1.0),
+    (0.88, 10.0),
+    (0.96, 60.0),
+    (1.0, 600.0),
+)
 #: Human replies: log-normal, median 86 s, sigma 2.09, at most one hour (same source).
 HUMAN_GAP_LN = (math.log(86.0), 2.09)
 HUMAN_GAP_CAP_S = 3600.0
@@ -115,26 +123,31 @@ class Session(msgspec.Struct, frozen=True, dict=True):
     def deps(self) -> tuple[tuple[int, ...], ...]:
         """Per call, the calls that must finish before it is issued; default: the previous call."""
         return tuple(
-            call.deps if call.deps is not None else ((i - 1,) if i else ()) for i, call in enumerate(self.calls)
+            call.deps if call.deps is not None else ((i - 1,) if i else ())
+            for i, call in enumerate(self.calls)
         )
 
     @cached_property
     def delays_s(self) -> tuple[float, ...]:
         """Per call, seconds from the end of its last dependency to its issue.
 
-        `delay_s` where recorded; 0 after sub-agents (their run is the gap); otherwise the gap recorded
-        on the call before, or a drawn one (`fill_gap_s`) where it is unknown.
+        `delay_s` where recorded; 0 after sub-agents (their run is the gap); otherwise the gap
+        recorded on the call before, or a drawn one (`fill_gap_s`) where it is unknown.
         """
         out = []
         for i, call in enumerate(self.calls):
             if call.delay_s is not None:
                 out.append(call.delay_s)
-            elif not self.deps[i] or call.deps is not None and len(call.deps) > 1:
+            elif not self.deps[i] or (call.deps is not None and len(call.deps) > 1):
                 out.append(0.0)
             else:
                 before = self.deps[i][-1]
                 latency = self.calls[before].tool_latency_s
-                out.append(latency if latency is not None else fill_gap_s(self.session_id, before, self.calls[before].gap))
+                out.append(
+                    latency
+                    if latency is not None
+                    else fill_gap_s(self.session_id, before, self.calls[before].gap)
+                )
         return tuple(out)
 
     @cached_property
@@ -154,10 +167,10 @@ class Session(msgspec.Struct, frozen=True, dict=True):
 
     @cached_property
     def context_token_seconds(self) -> float:
-        """Integral over the ideal timeline of the tokens the session wants to keep (model and gaps).
+        """Integral over the ideal timeline of the tokens the session wants to keep.
 
-        A call's context counts from its start until the call that extends it starts, or until its own
-        end if none does.
+        A call's context counts from its start until the call that extends it starts, or until its
+        own end if none does.
         """
         successor: dict[int, float] = {}
         for i, parent in enumerate(self.parents):
@@ -177,7 +190,7 @@ class Session(msgspec.Struct, frozen=True, dict=True):
 
 
 def fill_gap_s(session_id: str, call: int, gap: Gap | None) -> float:
-    """Draw the gap after a call whose latency was not recorded; the same for every run and every arm.
+    """Draw the gap after a call that recorded none; the same for every run and every arm.
 
     Sub-agents and the end of a thread have no gap of their own. Human gaps follow a log-normal,
     everything else the published quantiles, interpolated in log space.
@@ -193,7 +206,7 @@ def fill_gap_s(session_id: str, call: int, gap: Gap | None) -> float:
 
 def quantile(u: float, knots: Sequence[tuple[float, float]]) -> float:
     """Value at probability `u`, interpolating log(value) between (probability, value) knots."""
-    for (p0, v0), (p1, v1) in zip(knots, knots[1:], strict=False):
+    for (p0, v0), (p1, v1) in itertools.pairwise(knots):
         if u <= p1:
             return v0 * (v1 / v0) ** ((u - p0) / (p1 - p0))
     return knots[-1][1]
@@ -227,7 +240,10 @@ def _parse(path: Path, lines: list[bytes]) -> Iterator[Session]:
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
             raise TraceError(f"{where}: not a JSON object: {error}") from error
         if session.session_id in seen:
-            raise TraceError(f"{where}: session_id {session.session_id!r} was already used on line {seen[session.session_id]}")
+            raise TraceError(
+                f"{where}: session_id {session.session_id!r} was already used "
+                f"on line {seen[session.session_id]}"
+            )
         seen[session.session_id] = number
         check(session, where)
         yield session
@@ -244,7 +260,9 @@ def check(session: Session, where: str) -> None:
     for i, call in enumerate(session.calls):
         field = f"{where}: calls[{i}]"
         if call.new_tokens > call.prompt_tokens:
-            raise TraceError(f"{field}.new_tokens: {call.new_tokens} exceeds prompt_tokens {call.prompt_tokens}")
+            raise TraceError(
+                f"{field}.new_tokens: {call.new_tokens} exceeds prompt_tokens {call.prompt_tokens}"
+            )
         if call.prompt_tokens == 0:
             raise TraceError(f"{field}.prompt_tokens: must be at least 1")
         if call.parent is not None and call.parent >= i:
