@@ -56,7 +56,7 @@ def main(
         config = json.loads((model / "config.json").read_text())
         settings = Settings(
             schedulers=arms,
-            sessions=sessions or (10 if quick else 36),
+            sessions=sessions or (9 if quick else 32),
             lanes=lanes or (6 if quick else 12),
             overcommit=overcommit,
             mean_prompt_tokens=mean_prompt or (768 if quick else 1536),
