@@ -63,7 +63,7 @@ def check_integrity(policy: SagaPolicy) -> None:
             assert workflow.resident or not context.counted
             counted |= set(context.chain[: context.counted])
     assert len(residency.ledger) == len(counted)
-    promised = sum(w.next_blocks + w.reserve_blocks for w in residency.residents)
+    promised = sum(w.next_blocks for w in residency.residents)
     loose = sum(call.loose_blocks for call in policy.calls.values())
     assert residency.loose_blocks == loose
     assert residency.used_blocks == len(counted) + promised + loose

@@ -59,15 +59,6 @@ def test_a_new_class_starts_from_what_all_classes_did():
     assert GapModel(everyone).patience_s(0.4) <= 0.02
 
 
-def test_expected_calls_follows_the_share_of_ends():
-    model = GapModel()
-    for _ in range(390):
-        model.observe_return(1.0)
-    for _ in range(10):
-        model.observe_end()
-    assert model.expected_calls() == pytest.approx(40.0, rel=0.05)
-
-
 def test_a_retracted_end_leaves_no_trace():
     model = GapModel(GapModel())
     before = model.p_return(1.0)

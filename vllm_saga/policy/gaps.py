@@ -11,9 +11,9 @@ _FORGET_AT = 2000.0
 
 # Coding-agent tool latencies (TraceLab, arXiv 2606.30560): the share of gaps up to each duration.
 _PRIOR_GAPS = ((0.3, 0.61), (4.0, 0.27), (25.0, 0.08), (150.0, 0.04))
-_PRIOR_END_SHARE = 1 / 20
-_BACK_OFF_WEIGHT = 1.2
-_LEAST_ENDS = _PRIOR_END_SHARE * _BACK_OFF_WEIGHT
+_BACK_OFF_WEIGHT = 4.0
+# A workflow ends once: without this, a class in which none has ended yet would never give up.
+_LEAST_ENDS = 1.0
 
 
 def _bin(seconds: float) -> int:
@@ -33,7 +33,7 @@ class GapModel:
     A log-binned histogram (8 bins per decade, 10 ms to 1000 s), halved every 2,000 observations so
     that it follows a change of workload. Gaps are not log-normal: the tail is kept as it was seen.
     Little evidence of its own is completed by `parent`, which learns what all its children see;
-    the root starts from published figures. Both weigh as much as one observation or so.
+    the root starts from published figures. Both weigh as much as four observations.
     """
 
     def __init__(self, parent: GapModel | None = None) -> None:
@@ -43,10 +43,8 @@ class GapModel:
         self._ends = 0.0
         if parent is None:
             for gap_s, share in _PRIOR_GAPS:
-                weight = share * (1.0 - _PRIOR_END_SHARE) * _BACK_OFF_WEIGHT
-                self._counts[_bin(gap_s)] += weight
-                self._returns += weight
-            self._ends = _LEAST_ENDS
+                self._counts[_bin(gap_s)] += share * _BACK_OFF_WEIGHT
+                self._returns += share * _BACK_OFF_WEIGHT
 
     def observe_return(self, gap_s: float) -> None:
         """A workflow came back `gap_s` seconds after its last call had ended."""
@@ -69,7 +67,7 @@ class GapModel:
         """A workflow presumed to have ended came back after all."""
         if self._parent is not None:
             self._parent.retract_end()
-        self._ends = max(self._ends - 1.0, 0.0 if self._parent else _LEAST_ENDS)
+        self._ends = max(self._ends - 1.0, 0.0)
 
     def p_return(self, idle_s: float) -> float:
         """Probability that a workflow idle for `idle_s` seconds makes another call."""
@@ -87,23 +85,12 @@ class GapModel:
                 return _upper_edge(index)
         return _upper_edge(_NUM_BINS - 1)
 
-    def expected_calls(self) -> float:
-        """Mean number of calls of a workflow: one over the chance that a call is the last."""
-        returns, ends = self._returns, self._ends
-        if self._parent is not None:
-            scale = self._parent._back_off_scale()
-            returns += self._parent._returns * scale
-            ends += self._parent._ends * scale
-        return (returns + ends) / ends
-
-    def _back_off_scale(self) -> float:
-        return _BACK_OFF_WEIGHT / (self._returns + self._ends)
-
     def _blended(self) -> tuple[list[float], float]:
         """Gap counts and ends, completed by the parent's."""
-        if self._parent is None:
-            return self._counts, self._ends
-        scale = self._parent._back_off_scale()
-        pairs = zip(self._counts, self._parent._counts, strict=True)
-        ends = self._ends + self._parent._ends * scale
-        return [own + scale * other for own, other in pairs], ends
+        parent = self._parent
+        if parent is None:
+            return self._counts, max(self._ends, _LEAST_ENDS)
+        scale = _BACK_OFF_WEIGHT / (parent._returns + parent._ends)
+        pairs = zip(self._counts, parent._counts, strict=True)
+        ends = self._ends + parent._ends * scale
+        return [own + scale * other for own, other in pairs], max(ends, _LEAST_ENDS)

@@ -9,10 +9,36 @@ from vllm_saga.policy.chain import Chain, common_prefix
 from vllm_saga.policy.gaps import GapModel
 
 _MEAN_WINDOW = 500.0
+# Length of a workflow, in calls, before any has ended.
+_PRIOR_CALLS = 20.0
 _MIN_FIRST_CALLS = 8.0
 _AGENTIC_SHARE = 0.5
 _LEAST_REMAINING = 0.25
 _MAX_SHARED_BLOCKS = 2048
+
+
+class RunningMean:
+    """A mean over about the last 500 values that starts from its parent's, at the weight of one."""
+
+    def __init__(self, parent: RunningMean | None = None, start: float = 0.0) -> None:
+        self._parent = parent
+        self._start = start
+        self._sum = 0.0
+        self._weight = 0.0
+
+    def observe(self, value: float) -> None:
+        if self._parent is not None:
+            self._parent.observe(value)
+        if self._weight >= _MEAN_WINDOW:
+            self._sum *= 0.5
+            self._weight *= 0.5
+        self._sum += value
+        self._weight += 1.0
+
+    @property
+    def mean(self) -> float:
+        start = self._start if self._parent is None else self._parent.mean
+        return (self._sum + start) / (self._weight + 1.0)
 
 
 class AgentClass:
@@ -21,12 +47,12 @@ class AgentClass:
     Tokens are counts of context tokens; every mean forgets over about 500 observations.
     """
 
-    def __init__(self, everyone: GapModel) -> None:
-        self.gaps = GapModel(everyone)
-        self.growth_tokens = 0.0
+    def __init__(self, everyone: AgentClass | None = None) -> None:
+        self.gaps: GapModel = GapModel(everyone.gaps if everyone else None)
+        self._calls: RunningMean = RunningMean(everyone._calls if everyone else None, _PRIOR_CALLS)
+        self._growth: RunningMean = RunningMean(everyone._growth if everyone else None)
         self.shared_blocks = 0
         self._last_first_chain: Chain = ()
-        self._growth_weight = 0.0
         self._anonymous_first = 0.0
         self._anonymous_continued = 0.0
 
@@ -38,8 +64,17 @@ class AgentClass:
 
     def observe_growth(self, tokens: int) -> None:
         """One call lengthened its context by `tokens` (new prompt tokens and output)."""
-        self._growth_weight = min(self._growth_weight + 1.0, _MEAN_WINDOW)
-        self.growth_tokens += (tokens - self.growth_tokens) / self._growth_weight
+        self._growth.observe(tokens)
+
+    def observe_end(self, calls: int) -> None:
+        """A workflow has ended, or is presumed to have, after `calls` calls."""
+        self.gaps.observe_end()
+        self._calls.observe(calls)
+
+    @property
+    def growth_tokens(self) -> float:
+        """Mean growth of a context by one call."""
+        return self._growth.mean
 
     def observe_anonymous_first(self) -> None:
         """A call arrived that named no session and continued none."""
@@ -62,7 +97,7 @@ class AgentClass:
 
     def remaining_growth_tokens(self, calls_done: int) -> float:
         """Tokens a workflow that made `calls_done` calls is expected to add before it ends."""
-        calls = self.gaps.expected_calls()
+        calls = self._calls.mean
         remaining = max(calls - calls_done, _LEAST_REMAINING * calls)
         return remaining * self.growth_tokens
 
@@ -72,7 +107,7 @@ class AgentClasses:
 
     def __init__(self, limit: int = 1024) -> None:
         self._limit = limit
-        self._everyone = GapModel()
+        self._everyone = AgentClass()
         self._classes: OrderedDict[Hashable, AgentClass] = OrderedDict()
 
     def get(self, fingerprint: Hashable) -> AgentClass:

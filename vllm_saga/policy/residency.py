@@ -10,6 +10,10 @@ from vllm_saga.policy.chain import Chain
 from vllm_saga.policy.workflow import Context, Workflow
 
 
+# Share of the pool in use below which it is not tight any more.
+_SLACK = 0.8
+
+
 class BlockLedger:
     """The distinct KV blocks that the resident workflows' contexts are made of.
 
@@ -62,11 +66,13 @@ class BlockLedger:
 class Residency:
     """Workflow-atomic admission: a workflow is either resident or its calls are held.
 
-    need(w) = its distinct blocks + one call's growth + `growth_reserve` of its expected further
-    growth. A workflow enters while all needs fit in `capacity` blocks, or when nobody is resident;
-    returning workflows first, then oldest first. It stays until it ends, until it has been away
-    past its class's patience, or until the residents outgrow the pool: then the youngest idle one
-    leaves. A hold longer than `max_hold_s` seconds ends whatever the budget says.
+    need(w) = its distinct blocks + one call's growth; once the pool is tight also `growth_reserve`
+    of its expected further growth. A workflow enters while all needs fit in `capacity` blocks, or
+    when nobody is resident; returning workflows first, then oldest first. It stays until it ends,
+    until it has been away past its class's patience, or until the residents outgrow the pool: then
+    the youngest idle one leaves. A hold longer than `max_hold_s` seconds ends whatever the budget
+    says. The pool is tight from the first call that has to be held or workflow that has to leave
+    until nothing is held and a fifth of the pool is spare: before, nothing differs from stock.
     """
 
     def __init__(
@@ -79,6 +85,7 @@ class Residency:
         self._block_size = block_size
         self._growth_reserve = growth_reserve
         self._max_hold_s = max_hold_s
+        self.tight = False
         self._next_total = 0
         self._reserve_total = 0
         self._order = itertools.count()
@@ -89,15 +96,17 @@ class Residency:
 
     @property
     def used_blocks(self) -> int:
-        """Blocks promised: held by residents, reserved for them, taken by unknown calls."""
-        return len(self.ledger) + self._next_total + self._reserve_total + self.loose_blocks
+        """Blocks in use or about to be: residents' contexts and next calls, unknown calls."""
+        return len(self.ledger) + self._next_total + self.loose_blocks
 
     def fits(self, workflow: Workflow) -> bool:
         """Whether a workflow that is not resident may enter now."""
         if not self.residents:
             return True
         blocks = sum(self.ledger.missing(context.chain) for context in workflow.contexts())
-        blocks += self._next_blocks(workflow) + self._reserve_blocks(workflow)
+        blocks += self._next_blocks(workflow)
+        if self.tight:
+            blocks += self._reserve_blocks(workflow) + self._reserve_total
         return self.used_blocks + blocks <= self.capacity
 
     def enter(self, workflow: Workflow) -> None:
@@ -131,12 +140,13 @@ class Residency:
         otherwise a change of forecast would cost a workflow its place.
         """
         left = 0
-        while len(self.ledger) + self._next_total + self.loose_blocks > self.capacity:
+        while self.used_blocks > self.capacity:
             idle = [w for w in self.residents if not w.calls and w is not caller]
             if not idle:
                 break
             self.leave(max(idle, key=lambda w: (w.priority, w.seq)))
             left += 1
+        self.tight |= left > 0
         return left
 
     def hold(self, workflow: Workflow, call_id: str, now: float) -> None:
@@ -146,6 +156,7 @@ class Residency:
         if len(workflow.held) > 1:
             return
         workflow.held_since = now
+        self.tight = True
         self.held_workflows += 1
         new = not workflow.was_resident
         order = next(self._order)
@@ -175,6 +186,8 @@ class Residency:
     def next_to_enter(self, now: float) -> Workflow | None:
         """The held workflow that may enter now: one whose deadline has passed, or the first in line
         if it fits. None if all have to wait."""
+        if not self.held_workflows and self.used_blocks < _SLACK * self.capacity:
+            self.tight = False
         while self._held and not self._holds(self._held[0][-1], self._held[0][-2]):
             heapq.heappop(self._held)
         while self._deadlines and not self._is_due(*self._deadlines[0]):

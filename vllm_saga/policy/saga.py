@@ -260,7 +260,7 @@ class SagaPolicy:
         """A workflow has no call in flight: it is in a gap, or it has ended."""
         if not workflow.sessions:
             self.residency.leave(workflow)
-            workflow.agent.gaps.observe_end()
+            workflow.agent.observe_end(workflow.calls_done)
             return
         self.table.rest(workflow, now)
         if workflow.known:
@@ -292,14 +292,14 @@ class SagaPolicy:
 
     def _presume_ended(self, workflow: Workflow) -> None:
         workflow.stale = True
-        workflow.agent.gaps.observe_end()
+        workflow.agent.observe_end(workflow.calls_done)
         self.residency.leave(workflow)
 
     def _forget(self, workflow: Workflow) -> None:
         """An idle workflow's time or room is up."""
         self.residency.leave(workflow)
         if workflow.known and not workflow.stale:
-            workflow.agent.gaps.observe_end()
+            workflow.agent.observe_end(workflow.calls_done)
         for context in workflow.contexts():
             self._kill(context)
 
