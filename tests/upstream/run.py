@@ -1,0 +1,178 @@
+#!/usr/bin/env python3
+"""The upstream gate: vLLM's own scheduler tests must end the same with our class in its place.
+
+Runs the chosen files of the installed vLLM version's test suite twice, stock and swapped
+(swap_plugin.py), and compares every test's outcome. Needs PyPI the first time.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import subprocess
+import sys
+import time
+from collections import Counter
+from dataclasses import dataclass
+from importlib.metadata import version as installed_version
+from pathlib import Path
+
+from sources import CACHE, REPO, SourceError, fetch_tests, make_stand_ins
+
+CORE = [
+    "tests/v1/core/test_scheduler.py",
+    "tests/v1/core/test_async_scheduler.py",
+    "tests/v1/core/test_prefix_caching.py",
+    "tests/v1/core/test_prefix_replay.py",
+    "tests/v1/core/test_priority_preemption_bug.py",
+    "tests/v1/core/test_deferred_block_free.py",
+    "tests/v1/core/test_mamba_align_chunk_split.py",
+    "tests/v1/core/test_swa_inflight_window_free.py",
+    "tests/v1/core/test_worker_slot_overflow.py",
+    "tests/v1/core/prefix_cache/test_mamba_eagle_resume_checkpoint.py",
+    "tests/v1/core/prefix_cache/test_partial_prefix_cache_hits.py",
+    "tests/v1/streaming_input/test_scheduler_streaming.py",
+    "tests/v1/kv_connector/unit/test_cache_pollution_prevention.py",
+    "tests/v1/kv_connector/unit/test_error_propagation.py",
+    "tests/v1/kv_connector/unit/test_invalid_blocks_correctness.py",
+    "tests/v1/kv_connector/unit/test_kv_load_failure_recovery.py",
+    "tests/v1/kv_connector/unit/test_remote_decode_lifecycle.py",
+    "tests/v1/kv_connector/unit/test_remote_prefill_lifecycle.py",
+]
+FULL = [
+    *CORE,
+    "tests/v1/core/test_contiguous_kv_packing.py",
+    "tests/v1/core/test_encoder_cache_manager.py",
+    "tests/v1/core/test_kv_cache_metrics.py",
+    "tests/v1/core/test_kv_cache_utils.py",
+    "tests/v1/core/test_kv_sharing.py",
+    "tests/v1/core/test_output.py",
+    "tests/v1/core/test_repetition_detection.py",
+    "tests/v1/core/test_single_type_kv_cache_manager.py",
+    "tests/v1/core/prefix_cache/test_partial_prefix_cache_primitives.py",
+    "tests/v1/ec_connector/unit/test_ec_transfer_params.py",
+    "tests/v1/kv_connector/unit/offloading_connector",
+    "tests/v1/kv_connector/unit/test_decode_bench_connector.py",
+    "tests/v1/kv_connector/unit/test_kv_connector_lifecycle.py",
+    "tests/v1/kv_connector/unit/test_multi_connector.py",
+    "tests/v1/kv_connector/unit/test_nixl_connector_hma.py",
+    "tests/v1/kv_connector/unit/test_nixl_simple_cpu_offload.py",
+    "tests/v1/kv_connector/unit/test_scheduler_kv_connector_override.py",
+    "tests/v1/kv_connector/unit/test_simple_cpu_offload_connector.py",
+    "tests/v1/simple_kv_offload/test_kv_events.py",
+    "tests/v1/simple_kv_offload/test_scheduler.py",
+    "tests/v1/spec_decode/test_dynamic_sd.py",
+    # 12 random runs of 20 000 steps each, with priorities and preemptions
+    "tests/v1/core/test_priority_scheduler_random.py",
+]
+SHOWN = ["passed", "failed", "error", "skipped", "xfailed", "xpassed"]
+
+
+@dataclass(frozen=True)
+class Result:
+    outcomes: dict[str, str]
+    made: dict[str, int]
+    policy_failures: list[str]
+    seconds: float
+
+
+def run_pytest(mode: str, source: Path, files: list[str], redirects: Path, stress: bool) -> Result:
+    report = CACHE / f"{mode}.json"
+    report.unlink(missing_ok=True)
+    log = CACHE / f"{mode}.log"
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("SAGA_", "PYTEST_"))}
+    env |= {
+        "HF_HUB_OFFLINE": "1",
+        "OMP_NUM_THREADS": "1",
+        "PYTHONPATH": f"{source}{os.pathsep}{Path(__file__).parent}",
+        "SAGA_UPSTREAM_MODE": mode,
+        "SAGA_UPSTREAM_REPORT": str(report),
+        "SAGA_UPSTREAM_STRESS": str(int(stress)),
+        "VLLM_MODEL_REDIRECT_PATH": str(redirects),
+        "VLLM_NO_USAGE_STATS": "1",
+    }
+    command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "--rootdir", str(source)]
+    command += ["-p", "swap_plugin", "-p", "no:cacheprovider", "-W", "ignore"]
+    command += ["--timeout", "900", "--tb", "native", "-q", *files]
+    started = time.monotonic()
+    with log.open("w") as out:
+        done = subprocess.run(command, cwd=source, env=env, stdout=out, stderr=out)
+    if not report.exists():
+        tail = "\n".join(log.read_text().splitlines()[-15:])
+        raise SourceError(f"pytest ({mode}) ended early with status {done.returncode}:\n{tail}")
+    return Result(**json.loads(report.read_text()), seconds=time.monotonic() - started)
+
+
+def problems(stock: Result, saga: Result) -> list[str]:
+    """Everything that makes the gate fail, one line each."""
+    found = []
+    for test in sorted(stock.outcomes.keys() | saga.outcomes.keys()):
+        before = stock.outcomes.get(test, "not run")
+        after = saga.outcomes.get(test, "not run")
+        if before != after:
+            found.append(f"{test}: stock {before}, saga {after}")
+    found += [f"policy failure in {failure}" for failure in saga.policy_failures]
+    if "passed" not in stock.outcomes.values():
+        found.append("no test passed with the stock scheduler: the gate compared nothing")
+    if not saga.made["saga"]:
+        found.append("the swap did not happen: no saga scheduler was made")
+    elif not saga.made["saga on"]:
+        found.append("saga was off in every scheduler made: the gate compared stock with stock")
+    return found
+
+
+def print_table(stock: Result, saga: Result) -> None:
+    print(f"{'':8}" + "".join(f"{name:>9}" for name in SHOWN) + f"{'time':>9}")
+    for name, result in (("stock", stock), ("saga", saga)):
+        counts = Counter(result.outcomes.values())
+        row = "".join(f"{counts[outcome]:9}" for outcome in SHOWN)
+        print(f"{name:8}{row}{result.seconds:7.0f} s")
+    print(
+        f"schedulers made: {stock.made['stock']} stock; {saga.made['saga']} saga, "
+        f"of which {saga.made['saga on']} with saga on"
+    )
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--full", action="store_true", help="every file, not only the quick core")
+    parser.add_argument(
+        "--stress",
+        action="store_true",
+        default=os.environ.get("SAGA_UPSTREAM_STRESS") == "1",
+        help="every request its own session, saga always on (also: SAGA_UPSTREAM_STRESS=1)",
+    )
+    parser.add_argument("files", nargs="*", help="run these upstream tests instead")
+    return parser.parse_args()
+
+
+def main() -> int:
+    args = parse_args()
+    version = installed_version("vllm").partition("+")[0]
+    files = args.files or (FULL if args.full else CORE)
+    chosen = "chosen files" if args.files else "full set" if args.full else "core set"
+    stress = ", stress" if args.stress else ""
+    print(f"upstream gate: vLLM {version}, {chosen}{stress} ({len(files)} paths)", flush=True)
+    try:
+        source = fetch_tests(version)
+        redirects = make_stand_ins()
+        stock = run_pytest("stock", source, files, redirects, args.stress)
+        saga = run_pytest("saga", source, files, redirects, args.stress)
+    except SourceError as error:
+        print(f"upstream gate: error: {error}", file=sys.stderr)
+        return 1
+    print_table(stock, saga)
+    found = problems(stock, saga)
+    for line in found[:50]:
+        print(f"  {line}")
+    if found:
+        logs = CACHE.relative_to(REPO)
+        print(f"upstream gate: FAILED, {len(found)} problems; logs: {logs}/stock.log, saga.log")
+        return 1
+    print(f"upstream gate: ok, {len(stock.outcomes)} outcomes identical")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
