@@ -77,9 +77,9 @@ class RetentionQueue(FreeKVCacheBlockQueue):
         self._owner_of.clear()
         self._shared_ids.clear()
         self._segment_of.clear()
-        self._segments.clear()
-        for segment in (self._dead, self._unowned, self._shared):
+        for segment in (self._dead, self._unowned, self._shared, *self._segments.values()):
             segment.blocks.clear()
+        self._segments.clear()
         self._victims = None
 
     @property
@@ -142,9 +142,10 @@ class RetentionQueue(FreeKVCacheBlockQueue):
         if self._dead.blocks:
             return next(iter(self._dead.blocks.values()))
         if self._victims is None:
-            for owner, segment in self._segments.items():
+            owned = list(self._segments.items())
+            for owner, segment in owned:
                 segment.rank = self._rank_of(owner)
-            self._victims = [*self._segments.values(), self._unowned, self._shared]
+            self._victims = [self._unowned, self._shared, *(segment for _, segment in owned)]
             self._victims.sort(key=lambda segment: segment.rank, reverse=True)
         while self._victims:
             segment = self._victims[-1]
@@ -161,6 +162,8 @@ class RetentionQueue(FreeKVCacheBlockQueue):
             self._segment_of[block_id] = self._dead
             self._dead.blocks[block_id] = block
             self._owner_of[block_id] = None
+        # This step's ranking may still list the segment.
+        segment.blocks.clear()
 
     def _index(self, block: KVCacheBlock) -> None:
         block_id = block.block_id

@@ -85,6 +85,9 @@ class SagaMixin(_Upstream):
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
         if self.saga is not None:
             self._before_step()
+        elif self.saga_failures:
+            # Not at the failure: the head of the queue must not change within a step.
+            self._held_queue.release_all()
         return super().schedule(*args, **kwargs)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
@@ -165,7 +168,6 @@ class SagaMixin(_Upstream):
                 "saga: the policy failed; this engine now schedules as stock vLLM does until it "
                 "is restarted. Please report this."
             )
-            self._held_queue.release_all()
             if self._free_queue is not None:
                 self._free_queue.disown_all()
             return None

@@ -9,7 +9,6 @@ from collections.abc import Hashable
 from vllm_saga.policy.chain import Chain
 from vllm_saga.policy.workflow import Context, Workflow
 
-
 # Share of the pool in use below which it is not tight any more.
 _SLACK = 0.8
 
@@ -185,7 +184,8 @@ class Residency:
 
     def next_to_enter(self, now: float) -> Workflow | None:
         """The held workflow that may enter now: one whose deadline has passed, or the first in line
-        if it fits. None if all have to wait."""
+        if it fits. None if all have to wait.
+        """
         if not self.held_workflows and self.used_blocks < _SLACK * self.capacity:
             self.tight = False
         while self._held and not self._holds(self._held[0][-1], self._held[0][-2]):

@@ -1,0 +1,81 @@
+"""What a scheduling step costs with saga, beside stock, on vLLM's real scheduler.
+
+    .venv/bin/python -m benchmarks.scheduler_cost [--running 256] [--waiting 2000]
+
+Steady decode with a full waiting queue; every request is a call of a known session. Both schedulers
+take turns in short rounds, so that a noisy machine disturbs both alike. The time of one step is
+`schedule()` + `update_from_output()`, without the model.
+"""
+
+from __future__ import annotations
+
+import statistics
+import tempfile
+import time
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from vllm_saga.simulator.driver import Driver, make_request, make_scheduler
+
+PROMPT_TOKENS = 512
+
+
+def prepare(kind: str, running: int, waiting: int, blocks: int, overlapping: bool) -> Driver:
+    """A scheduler with `running` calls decoding and `waiting` more that cannot run yet."""
+    scheduler = make_scheduler(
+        kind,
+        Path(tempfile.mkdtemp()),
+        blocks=blocks,
+        overlapping=overlapping,
+        max_num_seqs=running,
+        max_num_batched_tokens=16_384,
+        max_model_len=32_768,
+    )
+    driver = Driver(scheduler)
+    for number in range(running + waiting):
+        tokens = [(number * 7919 + i) % 500 for i in range(PROMPT_TOKENS)]
+        driver.add(make_request(f"r{number}", tokens, 20_000, session_id=f"s{number}"))
+    while len(scheduler.running) < running:
+        driver.step()
+    return driver
+
+
+def measure(driver: Driver, steps: int) -> float:
+    """Mean seconds of a step."""
+    start = time.perf_counter()
+    for _ in range(steps):
+        driver.step()
+        driver.now += 0.03
+    return (time.perf_counter() - start) / steps
+
+
+def main(
+    running: Annotated[int, typer.Option(help="Calls decoding.")] = 256,
+    waiting: Annotated[int, typer.Option(help="Calls waiting.")] = 2000,
+    blocks: Annotated[int, typer.Option(help="KV blocks of 16 tokens.")] = 200_000,
+    rounds: Annotated[int, typer.Option(help="Rounds of each scheduler.")] = 15,
+    steps: Annotated[int, typer.Option(help="Steps of a round.")] = 20,
+    overlapping: Annotated[bool, typer.Option(help="Use the asynchronous scheduler.")] = True,
+) -> None:
+    """Print microseconds per step of both schedulers and their ratio."""
+    drivers = {
+        kind: prepare(kind, running, waiting, blocks, overlapping) for kind in ("stock", "saga")
+    }
+    times: dict[str, list[float]] = {"stock": [], "saga": []}
+    for round_number in range(rounds + 1):
+        for kind, driver in drivers.items():
+            seconds = measure(driver, steps)
+            if round_number:
+                times[kind].append(seconds)
+    ratios = [saga / stock for stock, saga in zip(times["stock"], times["saga"], strict=True)]
+    for kind, seconds in times.items():
+        print(f"{kind:>6}: {statistics.median(seconds) * 1e6:8.0f} us/step")
+    print(f" ratio: {statistics.median(ratios):.3f} (median of {rounds} paired rounds)")
+    held = drivers["saga"].scheduler.saga.residency.held_calls
+    print(f"running {running}, waiting {waiting} (held by saga: {held}), blocks {blocks}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
