@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import signal
 import time
 from pathlib import Path
 from typing import Annotated
@@ -78,14 +79,24 @@ def main(
     output.mkdir(parents=True, exist_ok=True)
     announce(bench, source)
     try:
-        results = asyncio.run(bench.run())
+        results = asyncio.run(until_told_to_stop(bench))
     except (ServerError, RuntimeError) as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         raise typer.Exit(1) from error
+    except asyncio.CancelledError:
+        console.print("stopped")
+        raise typer.Exit(143) from None
     runs = [report.summarise(arm) for arm in results]
     finish(bench, source, results, runs, time.monotonic() - began)
     if any(run["failed"] for run in runs):
         raise typer.Exit(1)
+
+
+async def until_told_to_stop(bench: Bench) -> list[report.ArmResult]:
+    """Run the benchmark; SIGTERM cancels it in good order, so that no server stays behind."""
+    run = asyncio.ensure_future(bench.run())
+    asyncio.get_running_loop().add_signal_handler(signal.SIGTERM, run.cancel)
+    return await run
 
 
 def announce(bench: Bench, source: str) -> None:

@@ -215,7 +215,9 @@ async def send(
         )
     source.complete(index, prompt, generated)
     details = usage.prompt_tokens_details
+    kept = session.calls[call.parent].kv_tokens if call.parent is not None else 0
     return CallRecord(
-        session.session_id, index, issued, first, ended, len(prompt), call.reusable_tokens,
+        session.session_id, index, issued, first, ended,
+        len(prompt), min(call.reusable_tokens, kept),
         (details.cached_tokens or 0) if details else 0, len(generated), call.model_s,
     )  # fmt: skip

@@ -36,6 +36,11 @@ class ScaledCall:
     def context_tokens(self) -> int:
         return self.prompt_tokens + self.output_tokens
 
+    @property
+    def kv_tokens(self) -> int:
+        """Tokens whose KV exists when the call ends: the last one generated was never fed back."""
+        return self.context_tokens - 1
+
 
 @dataclass(frozen=True, slots=True)
 class ScaledSession:
