@@ -92,6 +92,10 @@ def run_pytest(mode: str, source: Path, files: list[str], redirects: Path, stres
         "VLLM_MODEL_REDIRECT_PATH": str(redirects),
         "VLLM_NO_USAGE_STATS": "1",
     }
+    if stress:
+        config = CACHE / "stress.json"
+        config.write_text('{"residency": false}')
+        env["SAGA_CONFIG"] = str(config)
     command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "--rootdir", str(source)]
     command += ["-p", "swap_plugin", "-p", "no:cacheprovider", "-W", "ignore"]
     command += ["--timeout", "900", "--tb", "native", "-q", *files]
@@ -141,7 +145,7 @@ def parse_args() -> argparse.Namespace:
         "--stress",
         action="store_true",
         default=os.environ.get("SAGA_UPSTREAM_STRESS") == "1",
-        help="every request its own session, saga always on (also: SAGA_UPSTREAM_STRESS=1)",
+        help="sessions everywhere, saga always on, no holds (also: SAGA_UPSTREAM_STRESS=1)",
     )
     parser.add_argument("files", nargs="*", help="run these upstream tests instead")
     return parser.parse_args()

@@ -4,7 +4,8 @@ Loaded with `-p swap_plugin` by run.py. Environment:
   SAGA_UPSTREAM_MODE     stock, or saga: `Scheduler` and `AsyncScheduler` become ours
   SAGA_UPSTREAM_REPORT   file for the outcomes
   SAGA_UPSTREAM_STRESS   1: every request is its own session, and saga is on even where prefix
-                         caching is off (normally it then leaves everything to stock)
+                         caching is off (normally it then leaves everything to stock); it holds no
+                         call, because the tests assert that calls start under KV pressure
 """
 
 from __future__ import annotations
@@ -18,14 +19,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-
-# Upstream's own classes must be built on the stock ones before the names are rebound.
 import vllm.v1.core.sched as sched_package
-
-for module in pkgutil.iter_modules(sched_package.__path__):
-    importlib.import_module(f"vllm.v1.core.sched.{module.name}")
-
 from vllm.v1.core.sched import async_scheduler, scheduler
+
+from vllm_saga.config import load_config
 
 MODE = os.environ["SAGA_UPSTREAM_MODE"]
 REPORT = Path(os.environ["SAGA_UPSTREAM_REPORT"])
@@ -58,8 +55,6 @@ def count_instances(cls: type[Any], kind: str) -> None:
         made[kind] += 1
         if kind == "saga":
             if STRESS and self.saga is None:
-                from vllm_saga.config import load_config
-
                 self._install(load_config(None))
             made["saga on"] += self.saga is not None
 
@@ -78,6 +73,9 @@ def force_sessions(cls: type[Any]) -> None:
 
 
 def swap() -> None:
+    # Upstream's own subclasses must be built on stock classes before the names are rebound.
+    for module in pkgutil.iter_modules(sched_package.__path__):
+        importlib.import_module(f"vllm.v1.core.sched.{module.name}")
     from vllm_saga.engine.scheduler import SagaAsyncScheduler, SagaSyncScheduler
 
     for cls in (SagaSyncScheduler, SagaAsyncScheduler):
