@@ -56,8 +56,8 @@ def random_calls(seed, steps, rate, prompt, output):
     return Script(arrivals, aborts, steps)
 
 
-def multi_turn(seed, sessions, turns, with_ids):
-    """Sessions whose every prompt extends the last prompt and output, one call every 12 steps."""
+def multi_turn(seed, sessions, turns, with_ids, stagger=0):
+    """Sessions that call every 12 steps with a longer prompt; each starts `stagger` steps later."""
     rng = random.Random(seed)
     arrivals: dict[int, list[dict]] = {}
     system = [rng.randrange(500) for _ in range(64)]
@@ -70,9 +70,10 @@ def multi_turn(seed, sessions, turns, with_ids):
                 "output": 5,
                 "session_id": f"s{session}" if with_ids else None,
             }
-            arrivals.setdefault(turn * 12 + session % 7, []).append(call)
+            step = turn * 12 + session % 7 + session * stagger
+            arrivals.setdefault(step, []).append(call)
             contexts[session] += [rng.randrange(500) for _ in range(30)]
-    return Script(arrivals, {}, turns * 12 + 60)
+    return Script(arrivals, {}, max(arrivals) + 60)
 
 
 def run_both(model_dir, script, **options):
@@ -108,7 +109,8 @@ def test_without_identity_every_step_is_stock_s(model_dir, overlapping, policy, 
 @pytest.mark.parametrize("overlapping, policy", VARIANTS)
 @pytest.mark.parametrize("with_ids", [True, False])
 def test_while_all_fits_every_step_is_stock_s(model_dir, overlapping, policy, with_ids):
-    script = multi_turn(seed=1, sessions=10, turns=12, with_ids=with_ids)
+    # The last session starts when the others have grown to three quarters of the pool.
+    script = multi_turn(seed=1, sessions=10, turns=12, with_ids=with_ids, stagger=14)
     _, saga = run_both(
         model_dir, script, overlapping=overlapping, policy=policy, blocks=420, max_num_seqs=8
     )

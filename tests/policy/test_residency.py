@@ -55,6 +55,17 @@ def test_a_call_with_nothing_known_is_never_held_while_nothing_else_is():
     assert policy.residency.held_calls == 0
 
 
+def test_a_plain_call_beside_agents_runs_until_an_agent_has_to_wait():
+    policy = make_policy(pool_blocks=30, growth_reserve=0.0)
+    policy.on_arrival(arrival("agent", prompt(1, 25), "a"), 0.0)
+    policy.on_arrival(arrival("plain", prompt(2, 20)), 0.0)
+    assert not policy.is_held("plain")
+    policy.on_arrival(arrival("waiting", prompt(3, 20), "b"), 0.0)
+    policy.on_arrival(arrival("behind", prompt(4, 20)), 0.0)
+    assert policy.is_held("waiting") and policy.is_held("behind")
+    check_integrity(policy)
+
+
 def test_held_calls_enter_returning_first_then_oldest_first():
     policy = make_policy(pool_blocks=40, growth_reserve=0.0, headroom=0.0)
     run_call(policy, arrival("old", prompt(1, 10), "old"), [], 0.0)
