@@ -57,8 +57,8 @@ def main(
         config = json.loads((model / "config.json").read_text())
         settings = Settings(
             schedulers=arms,
-            sessions=sessions or (9 if quick else 32),
-            lanes=lanes or (6 if quick else 12),
+            sessions=sessions or (7 if quick else 32),
+            lanes=lanes or (5 if quick else 12),
             overcommit=overcommit,
             mean_prompt_tokens=mean_prompt or (768 if quick else 1536),
             seed=seed,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import math
 import sys
 import time
 from collections.abc import Sequence
@@ -74,9 +73,10 @@ def make_plan(trace: Sequence[Session], settings: Settings) -> Plan:
         )
         for name, session in pairs[settings.sessions :]
     ]
-    pool = scale.pool(scaled, settings.lanes, settings.overcommit, settings.block_size)
     largest = max(session.max_context_tokens for session in [*scaled, *probe])
-    return Plan(scaled, probe, factor, pool, 256 * math.ceil((largest + 64) / 256))
+    pool = scale.pool(scaled, settings.lanes, settings.overcommit, settings.block_size, largest)
+    # vLLM refuses a model length that the pool cannot hold.
+    return Plan(scaled, probe, factor, pool, max_model_len=min(pool.tokens, largest + 256))
 
 
 def shorten(session: scale.ScaledSession, calls: int) -> scale.ScaledSession:

@@ -149,17 +149,21 @@ class Pool:
         return (self.blocks - 1) * self.block_size
 
 
-def pool(sessions: Sequence[ScaledSession], lanes: int, overcommit: float, block_size: int) -> Pool:
+def pool(
+    sessions: Sequence[ScaledSession],
+    lanes: int,
+    overcommit: float,
+    block_size: int,
+    largest_tokens: int = 0,
+) -> Pool:
     """KV pool for `lanes` live sessions at `overcommit`; never below the largest request plus 10 %.
 
-    The returned `overcommit` is the one the block count really gives.
+    `largest_tokens`: a request outside `sessions` that must fit too. The returned `overcommit` is
+    the one the block count really gives.
     """
     if overcommit <= 0:
         raise ValueError("overcommit must be positive")
     wanted = lanes * mean_context_tokens(sessions)
-    largest = max(session.max_context_tokens for session in sessions)
-    blocks = (
-        max(math.ceil(wanted / overcommit / block_size), math.ceil(largest * 1.1 / block_size) + 1)
-        + 1
-    )
-    return Pool(blocks, block_size, wanted / ((blocks - 1) * block_size))
+    largest = max(largest_tokens, *(session.max_context_tokens for session in sessions))
+    blocks = max(math.ceil(wanted / overcommit / block_size), math.ceil(largest * 1.1 / block_size))
+    return Pool(blocks + 1, block_size, wanted / (blocks * block_size))

@@ -6,9 +6,11 @@ import asyncio
 import contextlib
 import os
 import re
+import shutil
 import signal
 import socket
 import subprocess
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,7 +31,10 @@ class ServerError(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class ServerOptions:
-    """What both arms have in common. `blocks` and `block_size` fix the KV pool."""
+    """What both arms have in common. `blocks` and `block_size` fix the KV pool.
+
+    `extra` are further flags of `vllm serve`.
+    """
 
     model: Path
     blocks: int
@@ -38,6 +43,7 @@ class ServerOptions:
     max_num_seqs: int = 64
     max_num_batched_tokens: int = 2048
     stream_interval: int = 8
+    extra: tuple[str, ...] = ()
 
     def command(self, executable: Path, scheduler: str, port: int) -> list[str]:
         """The `vllm serve` command line of one arm; the arms differ in `--scheduler-cls` only."""
@@ -60,6 +66,7 @@ class ServerOptions:
             "--enforce-eager",
             "--enable-prompt-tokens-details",
             "--disable-uvicorn-access-log",
+            *self.extra,
         ]
         return command if scheduler == "stock" else [*command, "--scheduler-cls", scheduler]
 
@@ -70,9 +77,13 @@ def worker_cores() -> Sequence[int]:
     return cores[1:5] or cores
 
 
-def environment(cores: Sequence[int]) -> dict[str, str]:
-    """Offline, silent, and with model threads bound so that they and the client do not fight."""
+def environment(cores: Sequence[int], sockets: str) -> dict[str, str]:
+    """Offline, silent, and with model threads bound so that they and the client do not fight.
+
+    `sockets` is the directory for vLLM's own sockets, which it leaves behind.
+    """
     return os.environ | {
+        "VLLM_RPC_BASE_PATH": sockets,
         "HF_HUB_OFFLINE": "1",
         "VLLM_NO_USAGE_STATS": "1",
         "VLLM_CPU_KVCACHE_SPACE": "2",
@@ -90,6 +101,7 @@ class Server:
         self.port = free_port()
         self.command = options.command(executable, scheduler, self.port)
         self._process: subprocess.Popen[bytes] | None = None
+        self._sockets = tempfile.mkdtemp(prefix="saga-")
 
     @property
     def url(self) -> str:
@@ -100,7 +112,7 @@ class Server:
         with self.log.open("wb") as out:
             self._process = subprocess.Popen(
                 self.command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=environment(worker_cores()), start_new_session=True,
+                env=environment(worker_cores(), self._sockets), start_new_session=True,
             )  # fmt: skip
         try:
             await self._wait_until_ready()
@@ -131,13 +143,15 @@ class Server:
         return total
 
     def check_alive(self) -> None:
-        """Raise `ServerError` with the end of the log if the server is gone."""
-        if self._process is not None and self._process.poll() is not None:
-            tail = "\n".join(self.log.read_text(errors="replace").splitlines()[-15:])
-            raise ServerError(
-                f"vllm serve ({self.scheduler}) exited with {self._process.returncode}; "
-                f"log {self.log}:\n{tail}"
-            )
+        """Raise `ServerError` with the cause, as far as the log tells, if the server is gone."""
+        if self._process is None or self._process.poll() is None:
+            return
+        lines = self.log.read_text(errors="replace").splitlines()
+        cause = next((line for line in lines if "Error: " in line), "\n".join(lines[-5:]))
+        raise ServerError(
+            f"vllm serve ({self.scheduler}) exited with {self._process.returncode}: {cause}\n"
+            f"its log: {self.log}"
+        )
 
     def stop(self) -> None:
         """Stop the server's process group: ask first, kill what is left after `STOP_TIMEOUT_S`."""
@@ -151,6 +165,7 @@ class Server:
         with contextlib.suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+        shutil.rmtree(self._sockets, ignore_errors=True)
 
     async def _wait_until_ready(self) -> None:
         """Poll /health until it answers."""

@@ -1,10 +1,13 @@
 """Scaling: reuse stays exact, nothing drifts, the pool follows the definition of overcommit."""
 
+from pathlib import Path
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.live import scale
+from benchmarks.live.run import Settings, make_plan
 from vllm_saga.simulator import builtin
 from vllm_saga.simulator.trace import Call, Session
 
@@ -65,6 +68,18 @@ def test_pool_holds_the_largest_request() -> None:
     pool = scale.pool(load, lanes=2, overcommit=50, block_size=32)
     assert pool.tokens >= 1.1 * max(session.max_context_tokens for session in load)
     assert pool.overcommit < 50
+    assert scale.pool(load, 2, 50, 32, largest_tokens=10_000).tokens >= 11_000
+
+
+@pytest.mark.parametrize("overcommit", [0.5, 2.0, 50.0])
+def test_every_request_of_a_plan_fits_the_model_length_and_the_pool(overcommit: float) -> None:
+    settings = Settings(
+        ("stock",), 5, 4, overcommit, 500.0, seed=0, model=Path("model"), vocabulary=512
+    )
+    plan = make_plan(builtin.sessions(10), settings)
+    largest = max(one.max_context_tokens for one in [*plan.sessions, *plan.calibration])
+    assert largest < plan.max_model_len <= plan.pool.tokens
+    assert {len(one.calls) for one in plan.calibration} <= set(range(1, 41))
 
 
 def test_mean_context_weighs_sessions_by_their_time() -> None:
