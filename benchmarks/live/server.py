@@ -13,7 +13,7 @@ import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
 
@@ -33,7 +33,7 @@ class ServerError(RuntimeError):
 class ServerOptions:
     """What both arms have in common. `blocks` and `block_size` fix the KV pool.
 
-    `extra` are further flags of `vllm serve`.
+    `extra` and `env` are further flags and environment variables of `vllm serve`.
     """
 
     model: Path
@@ -44,6 +44,7 @@ class ServerOptions:
     max_num_batched_tokens: int = 2048
     stream_interval: int = 8
     extra: tuple[str, ...] = ()
+    env: Mapping[str, str] = field(default_factory=dict)
 
     def command(self, executable: Path, scheduler: str, port: int) -> list[str]:
         """The `vllm serve` command line of one arm; the arms differ in `--scheduler-cls` only."""
@@ -99,6 +100,7 @@ class Server:
         self.scheduler = scheduler
         self.log = log
         self.port = free_port()
+        self._env = options.env
         self.command = options.command(executable, scheduler, self.port)
         self._process: subprocess.Popen[bytes] | None = None
         self._sockets = tempfile.mkdtemp(prefix="saga-")
@@ -112,7 +114,8 @@ class Server:
         with self.log.open("wb") as out:
             self._process = subprocess.Popen(
                 self.command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=environment(worker_cores(), self._sockets), start_new_session=True,
+                env=environment(worker_cores(), self._sockets) | dict(self._env),
+                start_new_session=True,
             )  # fmt: skip
         try:
             await self._wait_until_ready()
@@ -147,7 +150,8 @@ class Server:
         if self._process is None or self._process.poll() is None:
             return
         lines = self.log.read_text(errors="replace").splitlines()
-        cause = next((line for line in lines if "Error: " in line), "\n".join(lines[-5:]))
+        errors = (line for line in lines if "Error: " in line and "WARNING" not in line)
+        cause = next(errors, "\n".join(lines[-5:]))
         raise ServerError(
             f"vllm serve ({self.scheduler}) exited with {self._process.returncode}: {cause}\n"
             f"its log: {self.log}"

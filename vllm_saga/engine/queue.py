@@ -98,6 +98,10 @@ class WorkflowQueue(RequestQueue):
         for _, request in self._held.values():
             yield request
 
+    def __getitem__(self, index: int) -> Request:
+        """Stock's FCFS queue is a deque, and vLLM's own tests index it. O(n log n)."""
+        return list(self)[index]
+
     def _push(self, key: Any, request: Request) -> None:
         self._ready[request.request_id] = key
         heapq.heappush(self._heap, (key, request))
