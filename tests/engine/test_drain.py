@@ -176,6 +176,15 @@ def test_five_hundred_aborts_leave_nothing(model_dir):
     assert scheduler.saga.state()["sessions"] <= 1
 
 
+def test_a_hand_over_of_kv_is_left_to_stock(model_dir):
+    scheduler = make_scheduler("saga", model_dir, blocks=60)
+    driver = Driver(scheduler)
+    transfer = {"do_remote_prefill": True}
+    driver.add(make_request("r", [1, 2], 2, session_id="s", kv_transfer_params=transfer))
+    assert scheduler.saga.state()["calls"] == 0
+    driver.drain(50)
+
+
 @pytest.mark.parametrize(
     "hints",
     [

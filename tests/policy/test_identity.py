@@ -70,6 +70,20 @@ def test_the_same_prompt_again_is_a_retry_not_a_continuation():
     assert len(policy.table.sessions) == 2
 
 
+def test_a_retry_of_a_call_that_was_aborted_while_held_stays_in_its_session():
+    policy = make_policy(pool_blocks=40, growth_reserve=0.0)
+    context = run_call(policy, arrival("a", SYSTEM, None), [9] * 8, 0.0)
+    context = run_call(policy, arrival("b", [*context, 5], None), [9] * 8, 0.0)
+    policy.on_arrival(arrival("big", [7] * 36 * BLOCK, "big"), 0.0)
+    policy.residency.leave(policy.table.sessions["", "\0a"].workflow)
+    prompt = [*context, 6, 6, 6, 6, 6]
+    policy.on_arrival(arrival("c", prompt, None), 0.1)
+    assert policy.is_held("c")
+    policy.on_finish("c", len(prompt), 0.2)
+    policy.on_arrival(arrival("d", prompt, None), 0.3)
+    assert workflow_of(policy, "d") is policy.table.sessions["", "\0a"].workflow
+
+
 def test_lineage_can_be_turned_off():
     policy = make_policy(pool_blocks=1000, lineage=False)
     context = run_call(policy, arrival("a", SYSTEM, None), [9] * 8, 0.0)

@@ -113,6 +113,14 @@ def test_an_idle_engine_does_not_wait_for_a_resident_that_may_never_return():
     assert policy.on_step(2.0) == ["b"]
 
 
+def test_an_idle_engine_waits_from_the_moment_of_the_hold():
+    policy = make_policy(pool_blocks=20)
+    run_call(policy, arrival("a", prompt(1, 15), "a"), [], 0.0)
+    policy.on_arrival(arrival("b", prompt(2, 15), "b"), 3.0)
+    assert policy.on_step(3.1) == []
+    assert policy.on_step(4.1) == ["b"]
+
+
 def test_a_workflow_larger_than_the_pool_is_let_in_alone():
     policy = make_policy(pool_blocks=10)
     policy.on_arrival(arrival("a", prompt(1, 50), "a"), 0.0)

@@ -59,7 +59,7 @@ class SagaMixin(_Upstream):
         self._held_queue = WorkflowQueue(self.policy, self._is_held)
         self.waiting = self._held_queue
         if hasattr(self, "skipped_waiting"):  # vLLM <= 0.28
-            self.skipped_waiting = WorkflowQueue(self.policy, self._is_held)
+            self.skipped_waiting = WorkflowQueue(self.policy, lambda request: False)
         if config.retention:
             self._free_queue = RetentionQueue(pool.free_block_queue, self._keep_rank)
             pool.free_block_queue = self._free_queue
@@ -74,8 +74,7 @@ class SagaMixin(_Upstream):
     # -- vLLM's hooks ---------------------------------------------------------------------------
 
     def add_request(self, request: Request) -> None:
-        new = request.request_id not in self.requests and not request.resumable
-        if self.saga is not None and new:
+        if self.saga is not None and self._is_plain(request):
             by_priority = self.policy is SchedulingPolicy.PRIORITY
             self._guarded(
                 lambda saga: saga.on_arrival(read_arrival(request, by_priority), self._now())
@@ -119,6 +118,11 @@ class SagaMixin(_Upstream):
         return None
 
     # -- inside ---------------------------------------------------------------------------------
+
+    def _is_plain(self, request: Request) -> bool:
+        """Not a chunk of a streaming input, nor a hand-over of KV that another engine waits for."""
+        new = request.request_id not in self.requests and not request.resumable
+        return new and not request.kv_transfer_params
 
     def _before_step(self) -> None:
         now = self._now()

@@ -14,7 +14,7 @@ _PRIOR_CALLS = 20.0
 _MIN_FIRST_CALLS = 8.0
 _AGENTIC_SHARE = 0.5
 _LEAST_REMAINING = 0.25
-_MAX_SHARED_BLOCKS = 2048
+_MAX_SHARED_BLOCKS = 1024
 
 
 class RunningMean:
@@ -105,7 +105,7 @@ class AgentClass:
 class AgentClasses:
     """The classes seen lately, at most `limit` of them (least recently used go first)."""
 
-    def __init__(self, limit: int = 1024) -> None:
+    def __init__(self, limit: int = 512) -> None:
         self._limit = limit
         self._everyone = AgentClass()
         self._classes: OrderedDict[Hashable, AgentClass] = OrderedDict()

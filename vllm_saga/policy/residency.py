@@ -174,13 +174,15 @@ class Residency:
         self.held_calls -= len(held)
         return held
 
-    def withdraw(self, workflow: Workflow, call_id: str) -> None:
-        """A held call was aborted."""
-        if call_id in workflow.held:
-            del workflow.held[call_id]
-            self.held_calls -= 1
-            if not workflow.held:
-                self.held_workflows -= 1
+    def withdraw(self, workflow: Workflow, call_id: str) -> bool:
+        """A call has ended; returns whether it was still held."""
+        if call_id not in workflow.held:
+            return False
+        del workflow.held[call_id]
+        self.held_calls -= 1
+        if not workflow.held:
+            self.held_workflows -= 1
+        return True
 
     def next_to_enter(self, now: float) -> Workflow | None:
         """The held workflow that may enter now: one whose deadline has passed, or the first in line

@@ -80,24 +80,14 @@ class SagaPolicy:
         del workflow.calls[call_id]
         context.call = None
         context.idle_since = now
-        self.residency.withdraw(workflow, call_id)
+        if not self.residency.withdraw(workflow, call_id):
+            self._extend(context, call, total_tokens)
         self.residency.loose_blocks -= call.loose_blocks
-        if workflow.known:
-            before = context.tokens or call.prompt_tokens
-            workflow.agent.observe_growth(max(total_tokens - before, 0))
-        context.tokens = total_tokens
-        context.prompt_tokens = call.prompt_tokens
-        context.prompt_tail = call.tail
-        context.prompt_blocks = min(call.prompt_tokens // self.block_size, len(context.chain))
-        workflow.calls_done += 1
         session.ending |= call.last
         if session.ending and not any(other.call for other in session.contexts):
             self._end_session(session)
-        else:
-            if self.config.lineage:
-                self.lineage.add(context)
-            if len(session.contexts) > _MAX_IDLE_CONTEXTS:
-                self._retire_contexts(session, now)
+        elif len(session.contexts) > _MAX_IDLE_CONTEXTS:
+            self._retire_contexts(session, now)
         if workflow.resident:
             self.residency.update(workflow)
         if not workflow.calls:
@@ -180,6 +170,8 @@ class SagaPolicy:
 
     def _hold(self, workflow: Workflow, call: Call, now: float) -> None:
         self.counters["holds"] += 1
+        if not self.residency.held_calls:
+            self._busy_at = now
         self.residency.hold(workflow, call.call_id, now)
 
     def _let_in(self, workflow: Workflow, calls: list[Call]) -> None:
@@ -221,6 +213,20 @@ class SagaPolicy:
         context = Context(session, arrival.chain)
         session.contexts.append(context)
         return context
+
+    def _extend(self, context: Context, call: Call, total_tokens: int) -> None:
+        """A call that has run left its context `total_tokens` long."""
+        workflow = context.session.workflow
+        workflow.calls_done += 1
+        if workflow.known:
+            before = context.tokens or call.prompt_tokens
+            workflow.agent.observe_growth(max(total_tokens - before, 0))
+        context.tokens = total_tokens
+        context.prompt_tokens = call.prompt_tokens
+        context.prompt_tail = call.tail
+        context.prompt_blocks = min(call.prompt_tokens // self.block_size, len(context.chain))
+        if self.config.lineage:
+            self.lineage.add(context)
 
     def _retire_contexts(self, session: Session, now: float) -> None:
         """Idle contexts that a session has most likely left behind are dead."""
