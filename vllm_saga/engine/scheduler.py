@@ -31,7 +31,7 @@ _Upstream: Any = object
 class SagaMixin(_Upstream):
     """Overrides for `Scheduler` and `AsyncScheduler` (vllm/v1/core/sched/scheduler.py).
 
-    Invariants (DESIGN.md section 3): nothing known or no pressure means stock's decisions; an
+    What must hold (CONTRIBUTING.md): nothing known or no pressure means stock's decisions; an
     exception in the policy is logged once and from then on the engine runs as stock.
     """
 
