@@ -39,6 +39,12 @@ def main(
     schedulers: Annotated[
         str, typer.Option(help="Arms, comma-separated: stock, saga, or a class path.")
     ] = "stock,saga",
+    rounds: Annotated[
+        int | None,
+        typer.Option(
+            min=1, help="Times each arm is run; default 1, or 4 where overcommit is at most 1."
+        ),
+    ] = None,
     seed: Annotated[int, typer.Option(help="Choice and order of sessions.")] = 0,
     mean_prompt: Annotated[
         float | None, typer.Option(help="Mean prompt after scaling, tokens.")
@@ -67,6 +73,7 @@ def main(
             gap_scale=gap_scale,
             send_session_ids=not no_session_ids,
             calibration_calls=15 if quick else 40,
+            rounds=rounds or (4 if overcommit <= 1 and not quick else 1),
         )
         load = (
             trace.read(trace_file) if trace_file else builtin.sessions(2 * settings.sessions, seed)
@@ -86,7 +93,10 @@ def main(
     except asyncio.CancelledError:
         console.print("stopped")
         raise typer.Exit(143) from None
-    runs = [report.summarise(arm) for arm in results]
+    runs = [
+        report.summarise(report.pool([arm for arm in results if arm.scheduler == name]))
+        for name in dict.fromkeys(arms)
+    ]
     finish(bench, source, results, runs, time.monotonic() - began)
     if any(run["failed"] for run in runs):
         raise typer.Exit(1)
@@ -126,8 +136,11 @@ def finish(
         f"{source}: {settings.sessions} tasks, {settings.lanes} at a time, "
         f"overcommit {bench.plan.pool.overcommit:.2f}"
     )
+    if settings.rounds > 1:
+        title += f", {settings.rounds} rounds"
     report.write_json(bench.output / "report.json", bench.config(source) | {"took_s": took_s}, runs)
-    report.picture(bench.output / "report.png", results, title)
+    # One round of each is enough to look at.
+    report.picture(bench.output / "report.png", results[: len(runs)], title)
     console.print(report.table(runs, title))
     shares = ", ".join(f"{run['scheduler']} {run['client_cpu_share']:.0%}" for run in runs)
     console.print(f"client CPU (of one core): {shares}; whole run {took_s:.0f} s", highlight=False)

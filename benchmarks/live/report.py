@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from statistics import fmean
 from typing import Any
@@ -37,6 +37,19 @@ class ArmResult:
     @property
     def window_s(self) -> float:
         return self.ended - self.started
+
+
+def pool(rounds: Sequence[ArmResult]) -> ArmResult:
+    """The rounds of one arm as one result: all sessions, counters and times added up."""
+    first = rounds[0]
+    return replace(
+        first,
+        sessions=[session for arm in rounds for session in arm.sessions],
+        ended=first.started + sum(arm.window_s for arm in rounds),
+        counters={key: sum(arm.counters[key] for arm in rounds) for key in first.counters},
+        client_cpu_s=sum(arm.client_cpu_s for arm in rounds),
+        server_cpu_s=sum(arm.server_cpu_s for arm in rounds),
+    )
 
 
 def percentile(values: Sequence[float], share: float) -> float:

@@ -44,6 +44,7 @@ class Settings:
     send_session_ids: bool = True
     block_size: int = 32
     calibration_calls: int = 40
+    rounds: int = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,23 +94,32 @@ class Bench:
         self.calibration: Json = {}
 
     async def run(self) -> list[ArmResult]:
-        """All arms, in the order given."""
+        """All arms, as often as there are rounds; every second round in reverse order, so that a
+        machine that grows slower or faster favours none.
+        """
+        arms = self.settings.schedulers
+        order = [
+            (name, number)
+            for number in range(self.settings.rounds)
+            for name in (arms[::-1] if number % 2 else arms)
+        ]
         columns = (
             SpinnerColumn(), TextColumn("{task.description:<20}"), BarColumn(24),
             MofNCompleteColumn(), TextColumn("tasks"), TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
         )  # fmt: skip
         with Progress(*columns, console=self.console) as progress:
-            return [await self._arm(name, progress) for name in self.settings.schedulers]
+            return [await self._arm(name, number, progress) for name, number in order]
 
-    async def _arm(self, scheduler: str, progress: Progress) -> ArmResult:
+    async def _arm(self, scheduler: str, round_number: int, progress: Progress) -> ArmResult:
         """One arm on a fresh server: warm-up, calibration if still needed, measurement."""
         options = ServerOptions(
             self.settings.model, self.plan.pool.blocks, self.settings.block_size,
             self.plan.max_model_len, max_num_seqs=max(64, 2 * self.settings.lanes),
         )  # fmt: skip
         bar = progress.add_task(f"{scheduler}: starting", total=len(self.plan.sessions), note="")
-        log = self.output / f"server-{scheduler}.log"
+        suffix = f"-{round_number + 1}" if round_number else ""
+        log = self.output / f"server-{scheduler}{suffix}.log"
         executable = Path(sys.executable).with_name("vllm")
         async with Server(options, scheduler, log, executable) as server, replay.client() as http:
             progress.update(bar, description=f"{scheduler}: warming up")

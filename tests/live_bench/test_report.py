@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,15 @@ def test_percentiles_interpolate() -> None:
     assert report.percentile([4, 1, 3, 2], 0.5) == 2.5
     assert report.percentile([1.0], 0.99) == 1.0
     assert math.isnan(report.percentile([], 0.5))
+
+
+def test_rounds_add_up() -> None:
+    one = arm("stock", 2.0)
+    both = report.pool([one, replace(one, started=100.0, ended=220.0)])
+    assert both.window_s == 180.0
+    assert len(both.sessions) == 2 * len(one.sessions)
+    assert both.counters == {key: 2 * value for key, value in one.counters.items()}
+    assert report.summarise(both)["tasks_per_min"] == pytest.approx(4 * 60 / 180)
 
 
 def test_summary() -> None:

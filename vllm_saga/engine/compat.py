@@ -13,7 +13,7 @@ from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-TESTED_VERSIONS = "0.28 to 0.33"
+TESTED_VERSION = "0.32"
 
 _METHODS: dict[type, dict[str, tuple[str, ...]]] = {
     Scheduler: {
@@ -107,6 +107,6 @@ def _refuse(missing: list[str]) -> None:
     if missing:
         raise UnsupportedVllmError(
             f"vllm-saga does not fit vLLM {vllm.__version__}: missing {'; '.join(missing)}. "
-            f"It is tested with vLLM {TESTED_VERSIONS}. Use one of these, upgrade vllm-saga, "
+            f"It is tested with vLLM {TESTED_VERSION}. Use that version, upgrade vllm-saga, "
             "or start without --scheduler-cls saga."
         )
