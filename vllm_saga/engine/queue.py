@@ -81,11 +81,6 @@ class WorkflowQueue(RequestQueue):
         self._is_held = lambda request: False
         self.release(list(self._held))
 
-    @property
-    def held_ids(self) -> list[str]:
-        """Ids of the held calls, in order of arrival."""
-        return list(self._held)
-
     def __bool__(self) -> bool:
         return bool(self._ready)
 
