@@ -18,8 +18,8 @@ class Agent:
         self.rank = rank
 
 
-def rank_of(owner):
-    return (0, 0.0) if owner.dead else owner.rank
+def rank_owners(owners):
+    return [(0, 0.0) if owner.dead else owner.rank for owner in owners]
 
 
 def make(count, cached=True):
@@ -27,7 +27,7 @@ def make(count, cached=True):
     for block in blocks:
         if cached:
             block._block_hash = b"h%d" % block.block_id
-    return blocks, RetentionQueue(FreeKVCacheBlockQueue(blocks), rank_of)
+    return blocks, RetentionQueue(FreeKVCacheBlockQueue(blocks), rank_owners)
 
 
 def take(queue, count):
@@ -38,15 +38,23 @@ def take(queue, count):
 
 
 def check(queue, blocks, outside):
-    """The index and the list hold the same blocks, each once."""
+    """The list holds every free block once, and the notes agree with each other and with it."""
     free = queue.get_all_free_blocks()
     assert len(free) == queue.num_free_blocks == len(blocks) - len(outside)
     assert {b.block_id for b in free} == {b.block_id for b in blocks} - outside
-    segments = [queue._dead, queue._unowned, queue._shared, *queue._segments.values()]
-    indexed = [block_id for segment in segments for block_id in segment.blocks]
-    assert len(indexed) == len(set(indexed))
-    assert set(indexed) == set(queue._segment_of)
-    assert set(indexed) <= {b.block_id for b in free}
+    claims = [queue._shared_claim, *queue._claims.values()]
+    for claim in claims:
+        mine = {i for i, other in queue._claim_of.items() if other is claim}
+        assert claim.left == len(mine)
+        assert claim is queue._shared_claim or mine <= {b.block_id for b in claim.blocks}
+    assert all(claim.left for claim in claims[1:])
+    assert sum(claim.left for claim in claims) == len(queue._claim_of)
+    assert set(queue._shared) == {
+        i for i, claim in queue._claim_of.items() if claim is queue._shared_claim
+    }
+    for block in free:
+        if block.block_hash is not None and block.block_id not in queue._claim_of:
+            assert block.block_id in queue._loose
 
 
 @settings(max_examples=100, deadline=None)
@@ -170,7 +178,36 @@ def test_no_pins_retained_blocks_are_free_blocks():
     blocks, queue = make(8)
     take(queue, 8)
     used_by(queue, blocks, Agent((5, 0.0)), range(8))
-    assert queue.num_retained == queue.num_free_blocks == 8
+    assert queue.num_free_blocks == 8
     queue.disown_all()
-    assert queue.num_retained == 0
     assert pop_ids(queue, 8) == list(range(7, -1, -1))
+
+
+def test_a_block_handed_out_and_used_again_at_its_old_place_has_an_owner_again():
+    blocks, queue = make(4)
+    take(queue, 4)
+    agent = Agent((5, 0.0))
+    used_by(queue, blocks, agent, [0, 1, 2])
+    assert pop_ids(queue, 1) == [2]
+    blocks[2]._block_hash = b"again"
+    queue.remove(blocks[0])
+    queue.remove(blocks[1])
+    used_by(queue, blocks, agent, [0, 1, 2])
+    queue.append(blocks[3])
+    queue.new_epoch()
+    # Stock would take 2 first.
+    assert pop_ids(queue, 4) == [3, 2, 1, 0]
+
+
+def test_freeing_and_using_owned_blocks_again_leaves_the_notes_alone():
+    blocks, queue = make(4)
+    take(queue, 4)
+    one, other = Agent((5, 0.0)), Agent((5, 1.0))
+    used_by(queue, blocks, one, [0, 1])
+    queue.remove(blocks[0])
+    used_by(queue, blocks, other, [0, 2])
+    queue.remove(blocks[0])
+    queue.remove(blocks[1])
+    used_by(queue, blocks, one, [0, 1])
+    assert set(queue._shared) == {0}
+    assert queue._claims[one].left == queue._claims[other].left == 1

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from itertools import compress
+from operator import is_not
 from typing import Protocol
 
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
 
-from vllm_saga.policy.retention import DEAD, SHARED, UNOWNED, KeepRank
+from vllm_saga.policy.retention import SHARED, UNOWNED, KeepRank
 
 
 class Owner(Protocol):
@@ -17,84 +19,109 @@ class Owner(Protocol):
     dead: bool
 
 
-class _Segment:
-    """The free cached blocks of one owner, in the order they were freed (context tail first)."""
+class _Anyone:
+    """The owner of what several live owners share."""
 
-    __slots__ = ("blocks", "owner", "rank")
+    dead = False
 
-    def __init__(self, owner: Owner | None = None, rank: KeepRank = UNOWNED) -> None:
+
+class _Claim:
+    """What one owner used last: `blocks` from the root of its context to its tail.
+
+    `left` of them are still its own; `lost` says that one was handed out for other content.
+    """
+
+    __slots__ = ("blocks", "left", "lost", "owner", "shared_lost")
+
+    def __init__(self, owner: Owner) -> None:
         self.owner = owner
-        self.rank = rank
-        self.blocks: OrderedDict[int, KVCacheBlock] = OrderedDict()
+        self.blocks: list[KVCacheBlock] = []
+        self.left = 0
+        self.lost = False
+        self.shared_lost = 0
 
 
 class RetentionQueue(FreeKVCacheBlockQueue):
-    """Stock's LRU list, intact, with an index of who owns which block.
+    """Stock's LRU list, intact, with a note of who used which block last.
 
     Every block stays free and counted as free (no pins). Stock's choice stands unless it would
-    evict a cached block of a live owner; only then another free block dies in its place: the first
-    of the segment that ranks lowest (`keep_rank`, policy/retention.py). With no owner known this
-    *is* stock's queue. Replaces `block_pool.free_block_queue` (vllm/v1/core/block_pool.py).
+    evict a cached block of a live owner; only then another free block dies in its place: one that
+    ranks lowest (`keep_rank`, policy/retention.py), tail of a context first. With no owner known
+    this *is* stock's queue. Replaces `block_pool.free_block_queue` (vllm/v1/core/block_pool.py).
+
+    Freeing and touching owned blocks costs nothing beyond stock: whether a noted block is free is
+    asked only when a victim is needed.
 
     Args:
         stock: the queue to take over; its blocks move here, in order.
-        rank_of: the keep rank of an owner; called at most once per owner and step.
+        rank_owners: the keep ranks of owners; called at most once per step.
     """
 
-    def __init__(self, stock: FreeKVCacheBlockQueue, rank_of: Callable[[Owner], KeepRank]) -> None:
+    def __init__(
+        self,
+        stock: FreeKVCacheBlockQueue,
+        rank_owners: Callable[[Sequence[Owner]], Sequence[KeepRank]],
+    ) -> None:
         super().__init__(stock.get_all_free_blocks())
-        self._rank_of = rank_of
-        self._owner_of: dict[int, Owner | None] = {}
-        self._shared_ids: set[int] = set()
-        self._segment_of: dict[int, _Segment] = {}
-        self._segments: dict[Owner, _Segment] = {}
-        self._dead = _Segment(rank=DEAD)
-        self._unowned = _Segment(rank=UNOWNED)
-        self._shared = _Segment(rank=SHARED)
-        self._victims: list[_Segment] | None = None
+        self._rank_owners = rank_owners
+        self._claims: dict[Owner, _Claim] = {}
+        self._claim_of: dict[int, _Claim] = {}
+        # Free cached blocks of nobody: superseded ones, then LRU. Entries may be out of date.
+        self._loose: OrderedDict[int, KVCacheBlock] = OrderedDict()
+        self._shared_claim = _Claim(_Anyone())
+        self._shared: OrderedDict[int, KVCacheBlock] = OrderedDict()
+        self._shared_lost = 0
+        self._finders: list[Callable[[], KVCacheBlock | None]] | None = None
+        self._note_loose(self.get_all_free_blocks())
 
     # -- owners ---------------------------------------------------------------------------------
 
     def claim(self, blocks: Iterable[KVCacheBlock], owner: Owner) -> None:
-        """`owner` used these blocks last; a block it shares with another live owner is shared.
+        """`owner` used these blocks last; a block it has in common with a live owner is shared.
 
-        What the owner still has in the free list at this moment it did not use: superseded.
+        What it used before and did not use now is superseded. Call before the blocks are freed.
         """
-        self._supersede(owner)
-        owner_of = self._owner_of
-        for block in blocks:
-            before = owner_of.get(block.block_id)
-            if before is not None and before is not owner and not before.dead:
-                self._shared_ids.add(block.block_id)
-            owner_of[block.block_id] = owner
+        used = list(blocks)
+        while used and used[-1].block_hash is None:
+            used.pop()
+        claim = self._claims.get(owner)
+        if claim is None:
+            claim = self._claims[owner] = _Claim(owner)
+        before, claim.blocks = claim.blocks, used
+        if claim.lost or claim.shared_lost != self._shared_lost:
+            changed = list(range(len(used)))
+        else:
+            # A context grows: its leading blocks are the same, and noted already.
+            common = min(len(before), len(used))
+            moved = compress(range(common), map(is_not, before, used))
+            changed = [*moved, *range(common, len(used))]
+        claim.lost, claim.shared_lost = False, self._shared_lost
+        # Tail first, the order in which blocks of a context die.
+        for index in reversed(changed):
+            self._own(used[index], claim)
+        if len(changed) > len(used) - len(before):
+            self._supersede(claim, before)
+        if not claim.left:
+            del self._claims[owner]
 
     def new_epoch(self) -> None:
         """A scheduling step begins: owners may have changed rank."""
-        self._victims = None
+        self._finders = None
 
     def disown_all(self) -> None:
         """Forget every owner; the queue is stock's from here on until the next claim."""
-        self._owner_of.clear()
-        self._shared_ids.clear()
-        self._segment_of.clear()
-        for segment in (self._dead, self._unowned, self._shared, *self._segments.values()):
-            segment.blocks.clear()
-        self._segments.clear()
-        self._victims = None
-
-    @property
-    def num_retained(self) -> int:
-        """Free blocks that belong to live owners."""
-        live = (s for owner, s in self._segments.items() if not owner.dead)
-        return len(self._shared.blocks) + sum(len(segment.blocks) for segment in live)
+        self._claims.clear()
+        self._claim_of.clear()
+        self._loose.clear()
+        self._shared.clear()
+        self._shared_claim.left = 0
+        self._finders = None
 
     # -- FreeKVCacheBlockQueue ------------------------------------------------------------------
 
     def popleft(self) -> KVCacheBlock:
         block = self.fake_free_list_head.next_free_block
-        if not self._segments and not self._shared.blocks:
-            block = super().popleft()
-        elif block is not None and self._spared(block):
+        if block is not None and self._spared(block):
             block = self._victim() or block
             super().remove(block)
         else:
@@ -103,94 +130,127 @@ class RetentionQueue(FreeKVCacheBlockQueue):
         return block
 
     def popleft_n(self, n: int) -> list[KVCacheBlock]:
-        if self._segments or self._shared.blocks:
+        if self._claim_of:
             return [self.popleft() for _ in range(n)]
-        blocks = super().popleft_n(n)
-        for block in blocks:
-            self._forget(block)
-        return blocks
-
-    def remove(self, block: KVCacheBlock) -> None:
-        super().remove(block)
-        self._unindex(block)
+        return super().popleft_n(n)
 
     def append(self, block: KVCacheBlock) -> None:
         super().append(block)
-        self._index(block)
+        self._note_loose((block,))
 
     def append_n(self, blocks: list[KVCacheBlock]) -> None:
         super().append_n(blocks)
-        for block in blocks:
-            self._index(block)
+        self._note_loose(blocks)
 
     def prepend_n(self, blocks: list[KVCacheBlock]) -> None:
         super().prepend_n(blocks)
         for block in blocks:
-            self._owner_of.pop(block.block_id, None)
+            self._forget(block)
 
-    # -- inside ---------------------------------------------------------------------------------
+    # -- inside: who owns what ------------------------------------------------------------------
 
-    def _spared(self, block: KVCacheBlock) -> bool:
-        """Whether stock's choice is a cached block that a live owner may want again."""
-        segment = self._segment_of.get(block.block_id)
-        if segment is None:
-            return False
-        return segment is self._shared or (segment.owner is not None and not segment.owner.dead)
-
-    def _victim(self) -> KVCacheBlock | None:
-        """The free block that is worth least; None if the index knows of none."""
-        if self._dead.blocks:
-            return next(iter(self._dead.blocks.values()))
-        if self._victims is None:
-            owned = list(self._segments.items())
-            for owner, segment in owned:
-                segment.rank = self._rank_of(owner)
-            self._victims = [self._unowned, self._shared, *(segment for _, segment in owned)]
-            self._victims.sort(key=lambda segment: segment.rank, reverse=True)
-        while self._victims:
-            segment = self._victims[-1]
-            if segment.blocks:
-                return next(iter(segment.blocks.values()))
-            self._victims.pop()
-        return None
-
-    def _supersede(self, owner: Owner) -> None:
-        segment = self._segments.pop(owner, None)
-        if segment is None:
-            return
-        for block_id, block in segment.blocks.items():
-            self._segment_of[block_id] = self._dead
-            self._dead.blocks[block_id] = block
-            self._owner_of[block_id] = None
-        # This step's ranking may still list the segment.
-        segment.blocks.clear()
-
-    def _index(self, block: KVCacheBlock) -> None:
+    def _own(self, block: KVCacheBlock, claim: _Claim) -> None:
         block_id = block.block_id
-        if block.block_hash is None:
+        before = self._claim_of.get(block_id)
+        if before is claim or before is self._shared_claim:
             return
-        owner = self._owner_of.get(block_id)
-        if owner is None:
-            segment = self._unowned
-        elif block_id in self._shared_ids:
-            segment = self._shared
-        else:
-            found = self._segments.get(owner)
-            if found is None:
-                found = self._segments[owner] = _Segment(owner)
-            segment = found
-        self._segment_of[block_id] = segment
-        segment.blocks[block_id] = block
+        if before is not None:
+            self._drop(before)
+            if not before.owner.dead:
+                claim = self._shared_claim
+                self._shared[block_id] = block
+        self._claim_of[block_id] = claim
+        claim.left += 1
 
-    def _unindex(self, block: KVCacheBlock) -> None:
-        segment = self._segment_of.pop(block.block_id, None)
-        if segment is not None:
-            del segment.blocks[block.block_id]
-            if not segment.blocks and segment.owner is not None:
-                self._segments.pop(segment.owner, None)
+    def _supersede(self, claim: _Claim, before: list[KVCacheBlock]) -> None:
+        kept = {block.block_id for block in claim.blocks}
+        for block in before:
+            block_id = block.block_id
+            if block_id not in kept and self._claim_of.get(block_id) is claim:
+                del self._claim_of[block_id]
+                claim.left -= 1
+                self._loose[block_id] = block
+                self._loose.move_to_end(block_id, last=False)
 
     def _forget(self, block: KVCacheBlock) -> None:
         """The block is handed out for other content."""
-        self._unindex(block)
-        self._owner_of.pop(block.block_id, None)
-        self._shared_ids.discard(block.block_id)
+        claim = self._claim_of.pop(block.block_id, None)
+        if claim is None:
+            return
+        claim.lost = True
+        if claim is self._shared_claim:
+            self._shared_lost += 1
+            del self._shared[block.block_id]
+        self._drop(claim)
+
+    def _drop(self, claim: _Claim) -> None:
+        claim.left -= 1
+        if not claim.left:
+            self._claims.pop(claim.owner, None)
+
+    def _note_loose(self, blocks: Iterable[KVCacheBlock]) -> None:
+        claim_of = self._claim_of
+        for block in blocks:
+            if block.block_id not in claim_of and block.block_hash is not None:
+                self._loose[block.block_id] = block
+                self._loose.move_to_end(block.block_id)
+
+    # -- inside: who dies -----------------------------------------------------------------------
+
+    def _spared(self, block: KVCacheBlock) -> bool:
+        """Whether stock's choice is a cached block that a live owner may want again."""
+        claim = self._claim_of.get(block.block_id)
+        return claim is not None and not claim.owner.dead and block.block_hash is not None
+
+    def _victim(self) -> KVCacheBlock | None:
+        """The free block that is worth least; None if no note leads to one."""
+        if self._finders is None:
+            self._finders = self._ranked_finders()
+        while self._finders:
+            block = self._finders[-1]()
+            if block is not None:
+                return block
+            self._finders.pop()
+        return None
+
+    def _ranked_finders(self) -> list[Callable[[], KVCacheBlock | None]]:
+        """Where to look for a victim this step: last entry first."""
+        claims = list(self._claims.values())
+        ranks = self._rank_owners([claim.owner for claim in claims])
+        ranked: list[tuple[KeepRank, Callable[[], KVCacheBlock | None]]] = [
+            (UNOWNED, self._find_loose),
+            (SHARED, self._find_shared),
+        ]
+        ranked += [
+            (rank, lambda claim=claim: self._find_owned(claim))  # type: ignore[misc]
+            for rank, claim in zip(ranks, claims, strict=True)
+        ]
+        ranked.sort(key=lambda entry: entry[0], reverse=True)
+        return [find for _, find in ranked]
+
+    def _find_loose(self) -> KVCacheBlock | None:
+        while self._loose:
+            block_id, block = next(iter(self._loose.items()))
+            if _is_free(block) and block_id not in self._claim_of:
+                return block
+            del self._loose[block_id]
+        return None
+
+    def _find_shared(self) -> KVCacheBlock | None:
+        for _ in range(len(self._shared)):
+            block_id, block = next(iter(self._shared.items()))
+            if _is_free(block):
+                return block
+            self._shared.move_to_end(block_id)
+        return None
+
+    def _find_owned(self, claim: _Claim) -> KVCacheBlock | None:
+        blocks = claim.blocks
+        while blocks and self._claim_of.get(blocks[-1].block_id) is not claim:
+            blocks.pop()
+        # A tail in use means that the whole context is.
+        return blocks[-1] if blocks and _is_free(blocks[-1]) else None
+
+
+def _is_free(block: KVCacheBlock) -> bool:
+    return block.next_free_block is not None

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import itertools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
 from vllm.logger import init_logger
@@ -18,7 +19,7 @@ from vllm_saga.engine import compat
 from vllm_saga.engine.blocks import RetentionQueue
 from vllm_saga.engine.hints import read_arrival
 from vllm_saga.engine.queue import WorkflowQueue
-from vllm_saga.policy.retention import UNOWNED, keep_rank
+from vllm_saga.policy.retention import UNOWNED, KeepRank, keep_rank
 from vllm_saga.policy.saga import SagaPolicy
 
 logger = init_logger("vllm.saga")
@@ -61,7 +62,7 @@ class SagaMixin(_Upstream):
         if hasattr(self, "skipped_waiting"):  # vLLM <= 0.28
             self.skipped_waiting = WorkflowQueue(self.policy, lambda request: False)
         if config.retention:
-            self._free_queue = RetentionQueue(pool.free_block_queue, self._keep_rank)
+            self._free_queue = RetentionQueue(pool.free_block_queue, self._keep_ranks)
             pool.free_block_queue = self._free_queue
         logger.info("saga: on, %d KV blocks of %d tokens", usable, self.hash_block_size)
 
@@ -150,14 +151,14 @@ class SagaMixin(_Upstream):
         owner = saga.owner(request.request_id)
         groups = self.kv_cache_manager.get_blocks(request.request_id).blocks
         if owner is not None and self._free_queue is not None and any(groups):
-            self._free_queue.claim((block for group in groups for block in group), owner)
+            self._free_queue.claim(itertools.chain.from_iterable(groups), owner)
 
     def _is_held(self, request: Request) -> bool:
         return bool(self._guarded(lambda saga: saga.is_held(request.request_id)))
 
-    def _keep_rank(self, owner: Any) -> Any:
-        rank = self._guarded(lambda saga: keep_rank(owner))
-        return UNOWNED if rank is None else rank
+    def _keep_ranks(self, owners: Sequence[Any]) -> Sequence[KeepRank]:
+        ranks = self._guarded(lambda saga: [keep_rank(owner) for owner in owners])
+        return [UNOWNED] * len(owners) if ranks is None else ranks
 
     def _guarded(self, action: Callable[[SagaPolicy], T]) -> T | None:
         """Run policy code; if it fails, log once and let stock take over (invariant 4)."""
