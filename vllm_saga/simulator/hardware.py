@@ -1,0 +1,399 @@
+"""What one engine step costs on given hardware, and the hardware we know.
+
+A step of a transformer runs two kinds of kernels one after the other, and the two scale
+differently, so their times add up:
+
+* matrix products: read the weights once, multiply them with every new token. Whichever of reading
+  and multiplying takes longer hides the other (roofline: Williams et al., CACM 2009).
+* attention: reads the KV of every context and multiplies per (new token, context token) pair.
+  Prefill and decode attention do not overlap in today's kernels (POD-Attention, ASPLOS 2025), so
+  these add up too.
+
+One `max` over everything would be wrong by a third: 48 sequences of 3,072 tokens of Qwen3-8B take
+14.6 ms a step on an H100, of which neither part alone explains more than 8. The tests hold this
+form against published measurements.
+
+Pure: no vLLM, no torch, no clock. Lengths are in tokens, times in seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from types import MappingProxyType
+from typing import NamedTuple
+
+import msgspec
+
+
+class HardwareError(ValueError):
+    """A hardware description that cannot be used; the message names the field, or the file."""
+
+
+class Batch(NamedTuple):
+    """What one engine step computes.
+
+    new_tokens: tokens scheduled, over all requests. sequences: requests scheduled.
+    attention_pairs: sum over requests of new tokens x mean context each of them attends to.
+    kv_tokens: sum over requests of context tokens whose KV is read, the new ones included.
+    """
+
+    new_tokens: int
+    sequences: int
+    attention_pairs: int
+    kv_tokens: int
+
+    @classmethod
+    def of(cls, requests: Iterable[tuple[int, int]]) -> Batch:
+        """The batch of requests given as (new tokens, tokens of context before them)."""
+        new = sequences = pairs = kv = 0
+        for count, before in requests:
+            new += count
+            sequences += 1
+            pairs += count * before + count * (count + 1) // 2
+            kv += before + count
+        return cls(new, sequences, pairs, kv)
+
+
+class Experts(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    """The experts of a mixture-of-experts model: `active` of `total` per token, `bytes` in all.
+
+    A step reads an expert once if any of its tokens wants it. With B tokens choosing evenly that
+    is a share of 1 - (1 - active/total)^B; real routing is less even and reads somewhat less.
+    """
+
+    total: int
+    active: int
+    bytes: float
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, zero=())
+        if self.active > self.total:
+            raise HardwareError(f"active: {self.active} exceeds total, {self.total}")
+
+    def read_bytes(self, new_tokens: int) -> float:
+        return self.bytes * (1 - (1 - self.active / self.total) ** new_tokens)
+
+
+class Roofline(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
+    tag_field="kind", tag="roofline",
+):  # fmt: skip
+    """Step time from the model's shape and the data sheet of its GPUs, all GPUs taken together.
+
+    weight_bytes: weights every step reads, experts excluded. flops_per_token: matrix products of
+    one token. flops_per_pair: attention of one new token to one context token. bandwidth
+    (bytes/s) and peak_flops (1/s): data sheet; the efficiencies, within (0, 1], are the shares of
+    them that memory reads, matrix products and attention reach. overhead_s and sequence_s: host
+    work, small kernels and communication per step, and per sequence in it.
+    """
+
+    weight_bytes: float
+    kv_bytes_per_token: float
+    flops_per_token: float
+    flops_per_pair: float
+    bandwidth: float
+    peak_flops: float
+    memory_efficiency: float
+    compute_efficiency: float
+    attention_efficiency: float
+    overhead_s: float
+    sequence_s: float = 0.0
+    experts: Experts | None = None
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, zero=("overhead_s", "sequence_s"))
+        for name in ("memory_efficiency", "compute_efficiency", "attention_efficiency"):
+            if getattr(self, name) > 1:
+                raise HardwareError(f"{name}: {getattr(self, name)} is more than 1")
+
+    def step_s(self, batch: Batch) -> float:
+        weights = self.weight_bytes
+        if self.experts:
+            weights += self.experts.read_bytes(batch.new_tokens)
+        reading = self.bandwidth * self.memory_efficiency
+        multiplying = self.peak_flops * self.compute_efficiency
+        attending = self.peak_flops * self.attention_efficiency
+        products = max(weights / reading, self.flops_per_token * batch.new_tokens / multiplying)
+        attention = self.kv_bytes_per_token * batch.kv_tokens / reading
+        attention += self.flops_per_pair * batch.attention_pairs / attending
+        return self.overhead_s + self.sequence_s * batch.sequences + products + attention
+
+
+class Linear(
+    msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True,
+    tag_field="kind", tag="linear",
+):  # fmt: skip
+    """Step time from measured coefficients, in seconds: what `calibrate` fits.
+
+    step_s = base_s + token_s x max(new tokens, free_tokens) + sequence_s x sequences
+    + pair_s x attention pairs + kv_token_s x KV tokens
+
+    `free_tokens` is the roofline's corner: so many tokens cost no more than one, because reading
+    the weights takes longer than multiplying with them. 0 makes the form linear.
+    """
+
+    base_s: float
+    token_s: float
+    sequence_s: float = 0.0
+    pair_s: float = 0.0
+    kv_token_s: float = 0.0
+    free_tokens: int = 0
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, zero=self.__struct_fields__)
+        if not self.base_s + self.token_s > 0:
+            raise HardwareError("base_s, token_s: one of them must be positive")
+
+    def step_s(self, batch: Batch) -> float:
+        return (
+            self.base_s
+            + self.token_s * max(batch.new_tokens, self.free_tokens)
+            + self.sequence_s * batch.sequences
+            + self.pair_s * batch.attention_pairs
+            + self.kv_token_s * batch.kv_tokens
+        )
+
+
+class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """One engine: its KV pool, vLLM's limits on a step, and what a step costs.
+
+    source: where the figures come from. kv_tokens: KV pool in tokens.
+    max_num_seqs, max_num_batched_tokens: vLLM's options of that name.
+    """
+
+    name: str
+    source: str
+    kv_tokens: int
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    cost: Roofline | Linear
+    block_size: int = 16
+
+    def __post_init__(self) -> None:
+        _check_numbers(self, zero=())
+        if self.kv_tokens < self.block_size:
+            raise HardwareError(
+                f"kv_tokens: {self.kv_tokens} is less than one block of {self.block_size}"
+            )
+
+    def step_s(self, batch: Batch) -> float:
+        """Seconds one step takes that computes `batch`."""
+        return self.cost.step_s(batch)
+
+
+def call_alone_s(
+    hardware: Hardware, new_tokens: int, context_before: int, output_tokens: int
+) -> float:
+    """Seconds one call takes alone on an idle engine, from its first step to its last token.
+
+    Its first `context_before` prompt tokens are in the prefix cache, `new_tokens` are not; vLLM
+    computes at least the last prompt token again. Prefill goes in chunks of
+    `max_num_batched_tokens`; the last chunk yields the first of `output_tokens` (at least 1).
+    """
+    if new_tokens < 0 or context_before < 0 or output_tokens < 1:
+        raise ValueError(
+            f"a call of {new_tokens} new tokens after {context_before} with {output_tokens} output"
+        )
+    prompt = max(new_tokens + context_before, 1)
+    computed = min(context_before, prompt - 1)
+    seconds = 0.0
+    while computed < prompt:
+        chunk = min(prompt - computed, hardware.max_num_batched_tokens)
+        seconds += hardware.step_s(Batch.of([(chunk, computed)]))
+        computed += chunk
+    steps = output_tokens - 1
+    if steps:
+        # Decode of one sequence costs the same from step to step but for its context, and that
+        # enters linearly: the mean step is the mean of the first and the last.
+        first = hardware.step_s(Batch.of([(1, prompt)]))
+        last = hardware.step_s(Batch.of([(1, prompt + steps - 1)]))
+        seconds += steps * (first + last) / 2
+    return seconds
+
+
+def load(name_or_path: str | Path) -> Hardware:
+    """A preset by name, or the hardware in a `.json` file; HardwareError otherwise."""
+    preset = PRESETS.get(str(name_or_path))
+    if preset:
+        return preset
+    path = Path(name_or_path)
+    if path.suffix != ".json":
+        raise HardwareError(
+            f"unknown hardware {str(name_or_path)!r}: one of {', '.join(PRESETS)}, or a .json file"
+        )
+    try:
+        return msgspec.json.decode(path.read_bytes(), type=Hardware)
+    except OSError as error:
+        raise HardwareError(f"{path}: {error.strerror}") from None
+    except msgspec.ValidationError as error:
+        raise HardwareError(f"{path}: {_readable(str(error))}") from None
+    except msgspec.DecodeError as error:
+        raise HardwareError(f"{path}: not JSON: {error}") from None
+
+
+def _readable(message: str) -> str:
+    """`msg - at `$.cost.base_s`` -> `cost.base_s: msg`."""
+    text, _, place = message.partition(" - at `$.")
+    return f"{place.rstrip('`')}: {text}" if place else text
+
+
+def _check_numbers(struct: msgspec.Struct, zero: Iterable[str]) -> None:
+    """Every number of `struct` is finite, and positive (or 0, for the fields in `zero`)."""
+    for name in struct.__struct_fields__:
+        value = getattr(struct, name)
+        if name in ("name", "source") or isinstance(value, msgspec.Struct | None):
+            continue
+        if not isinstance(value, int | float) or not math.isfinite(value):
+            raise HardwareError(f"{name}: {value!r} is not a finite number")
+        if value < 0 or (value == 0 and name not in zero):
+            least = "at least 0" if name in zero else "positive"
+            raise HardwareError(f"{name}: {value} must be {least}")
+
+
+# -- presets ----------------------------------------------------------------------------------
+
+
+class Gpus(NamedTuple):
+    """All GPUs of one engine: data sheet in bytes/s and dense bf16 operations/s, shares reached."""
+
+    bandwidth: float
+    peak_flops: float
+    memory_efficiency: float
+    compute_efficiency: float
+
+
+# Data sheets: NVIDIA A100 80GB SXM, H100 SXM, H200 SXM. The shares are explained in `source`.
+A100_X4 = Gpus(4 * 2.039e12, 4 * 312e12, 0.74, 0.58)
+H100 = Gpus(3.35e12, 989e12, 0.85, 0.55)
+H200 = Gpus(4.8e12, 989e12, 0.85, 0.55)
+
+#: 12.8 ms with 256 sequences, 6.8 ms with one, less KV and arithmetic (Qwen3-8B, H100).
+_SEQUENCE_S = 10e-6
+
+
+def dense_roofline(
+    gpus: Gpus,
+    *,
+    layers: int,
+    hidden: int,
+    heads: int,
+    kv_heads: int,
+    intermediate: int,
+    vocabulary: int,
+    overhead_s: float,
+    head: int = 128,
+) -> Roofline:
+    """A Llama-shaped model in 16 bits: the names are those of its config.json.
+
+    Of the embeddings a step reads a few rows only; of the output head it reads all, but multiplies
+    for the last token of each sequence only, which is left out of the arithmetic.
+    """
+    layer = hidden * (2 * heads + 2 * kv_heads) * head + 3 * hidden * intermediate
+    return Roofline(
+        weight_bytes=2 * (layers * layer + vocabulary * hidden),
+        kv_bytes_per_token=2 * 2 * layers * kv_heads * head,
+        flops_per_token=2 * layers * layer,
+        flops_per_pair=4 * layers * heads * head,
+        bandwidth=gpus.bandwidth,
+        peak_flops=gpus.peak_flops,
+        memory_efficiency=gpus.memory_efficiency,
+        compute_efficiency=gpus.compute_efficiency,
+        attention_efficiency=gpus.compute_efficiency,
+        overhead_s=overhead_s,
+        sequence_s=_SEQUENCE_S,
+    )
+
+
+def _llama3_8b(name: str, gpus: Gpus, kv_tokens: int, memory: str) -> Hardware:
+    cost = dense_roofline(
+        gpus, layers=32, hidden=4096, heads=32, kv_heads=8, intermediate=14336, vocabulary=128256,
+        overhead_s=1.25e-3,
+    )  # fmt: skip
+    return Hardware(
+        name=name,
+        source=(
+            "Llama-3-8B config.json, bf16: 7.5e9 parameters read per step (15.0 GB), 13.96e9 "
+            "operations per token, 131,072 B of KV per token; NVIDIA data sheet. Efficiencies "
+            "0.85 (memory) and 0.55 (compute) and overheads fit what silybench-data publishes for "
+            "Qwen3-8B bf16 on an H100 with vLLM 0.30; with them one sequence decodes in 6.5 ms on "
+            f"an H100 (6.48 ms published by InferenceBench for vLLM 0.21). KV: {memory}, less 16.1 "
+            "GB of weights and 4.5 GB of activations and graphs (what those runs leave)."
+        ),
+        kv_tokens=kv_tokens,
+        max_num_seqs=1024,
+        max_num_batched_tokens=8192,
+        cost=cost,
+    )
+
+
+_LLAMA3_70B = dense_roofline(
+    A100_X4, layers=80, hidden=8192, heads=64, kv_heads=8, intermediate=28672, vocabulary=128256,
+    overhead_s=4.5e-3,
+)  # fmt: skip
+_LLAMA3_70B_4XA100 = Hardware(
+    name="llama3-70b-4xa100",
+    source=(
+        "Llama-3-70B config.json, fp16, tensor parallel 4: 69.5e9 parameters read per step (139 "
+        "GB), 136.9e9 operations per token, 327,680 B of KV per token; NVIDIA data sheet. Vidur's "
+        "kernel profiles (A100, TP4) give 0.285 ms of matrix products a layer for one token, 0.74 "
+        "of the bandwidth, and 8.2 ms a layer with norms for 4,096 tokens; all-reduce added, 0.58 "
+        "of the peak. Overhead: norms, rotary embedding, two all-reduces in each of 80 layers. "
+        "KV pool: 450,000 tokens, the worker of the SAGA paper (arXiv 2605.00528)."
+    ),
+    kv_tokens=450_000,
+    # `vllm serve` defaults on an A100; 1024 and 8192 on H100 and H200 (vLLM 0.32).
+    max_num_seqs=256,
+    max_num_batched_tokens=2048,
+    cost=_LLAMA3_70B,
+)
+
+# Qwen3-30B-A3B: 48 layers, hidden 2048, 32 heads and 4 KV heads of 128, 128 experts of 768, 8 of
+# them active. FP8 because 16-bit weights (61 GB) leave a KV pool of only 11 GB on one H100.
+_ATTENTION = 48 * 2048 * (2 * 32 + 2 * 4) * 128
+_ROUTER = 48 * 2048 * 128
+_EXPERTS = 48 * 128 * 3 * 2048 * 768
+_HEAD = 151936 * 2048
+
+_QWEN3_30B_A3B_H100 = Hardware(
+    name="qwen3-30b-a3b-h100",
+    source=(
+        "Qwen3-30B-A3B-FP8 config.json: FP8 weights, 29.0 GB of them experts (8 of 128 per token); "
+        "output head and router in bf16; 5.46e9 operations per token, 98,304 B of KV (bf16) per "
+        "token; NVIDIA data sheet (H100 SXM, FP8). Small kernels decide: its 80B sister, also 3B "
+        "active in 48 layers, decodes 210.8 tokens/s alone on an H200 (Millstone AI), hence an "
+        "overhead of 3.8 ms. Compute efficiency 0.17: 62,000 tokens/s before attention, against "
+        "45,000-56,000 measured in all on an H200 for Qwen3.5-35B-A3B-FP8 (GPUStack). Attention "
+        "runs in bf16, at half the FP8 peak: 0.275. KV: 0.9 x 85.0 GB, less 31.2 GB of weights "
+        "and 4.5 GB of activations and graphs."
+    ),
+    # (0.9 x 85.0e9 - 31.2e9 - 4.5e9) / 98,304 = 415,000
+    kv_tokens=414_000,
+    max_num_seqs=1024,
+    max_num_batched_tokens=8192,
+    cost=Roofline(
+        weight_bytes=_ATTENTION + 2 * _ROUTER + 2 * _HEAD,
+        experts=Experts(128, 8, _EXPERTS),
+        kv_bytes_per_token=2 * 2 * 48 * 4 * 128,
+        flops_per_token=2 * (_ATTENTION + _ROUTER + _EXPERTS * 8 / 128),
+        flops_per_pair=4 * 48 * 32 * 128,
+        bandwidth=H100.bandwidth,
+        peak_flops=1979e12,
+        memory_efficiency=H100.memory_efficiency,
+        compute_efficiency=0.17,
+        attention_efficiency=0.275,
+        overhead_s=3.8e-3,
+        sequence_s=_SEQUENCE_S,
+    ),
+)
+
+_ALL = (
+    _LLAMA3_70B_4XA100,
+    # (0.9 x 85.0e9 - 16.1e9 - 4.5e9) / 131,072 = 426,500
+    _llama3_8b("llama3-8b-h100", H100, 426_000, "0.9 x 85.0 GB"),
+    # (0.9 x 150.1e9 - 16.1e9 - 4.5e9) / 131,072 = 873,500
+    _llama3_8b("llama3-8b-h200", H200, 873_008, "0.9 x 150.1 GB"),
+    _QWEN3_30B_A3B_H100,
+)
+PRESETS: Mapping[str, Hardware] = MappingProxyType({preset.name: preset for preset in _ALL})
