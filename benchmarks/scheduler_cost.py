@@ -10,14 +10,13 @@ take turns in short rounds, so that a noisy machine disturbs both alike. The tim
 from __future__ import annotations
 
 import statistics
-import tempfile
 import time
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from vllm_saga.simulator.driver import Driver, make_request, make_scheduler
+from vllm_saga.simulator.driver import Driver, make_request
+from vllm_saga.simulator.schedulers import make_scheduler
 
 PROMPT_TOKENS = 512
 
@@ -26,7 +25,6 @@ def prepare(kind: str, running: int, waiting: int, blocks: int, overlapping: boo
     """A scheduler with `running` calls decoding and `waiting` more that cannot run yet."""
     scheduler = make_scheduler(
         kind,
-        Path(tempfile.mkdtemp()),
         blocks=blocks,
         overlapping=overlapping,
         max_num_seqs=running,

@@ -47,3 +47,15 @@ def config(
         style = "bold" if value != field.default else None
         table.add_row(name, str(value), str(field.default), field.description, style=style)
     Console().print(table)
+
+
+@app.command(
+    add_help_option=False,
+    context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+)
+def simulate(context: typer.Context) -> None:
+    """Replay agent sessions through real vLLM schedulers on a virtual clock, and compare."""
+    # It brings vLLM along, which takes seconds to import.
+    from vllm_saga.simulator.command import app as simulator
+
+    simulator(context.args, prog_name="vllm-saga simulate")

@@ -14,7 +14,7 @@ from vllm_saga import plugin
 from vllm_saga.config import ConfigError, SagaConfig, load_config
 from vllm_saga.engine import compat
 from vllm_saga.engine.scheduler import SagaAsyncScheduler, SagaSyncScheduler
-from vllm_saga.simulator.driver import make_scheduler
+from vllm_saga.simulator.schedulers import make_scheduler
 
 
 def test_this_vllm_fits():
@@ -33,8 +33,8 @@ def test_a_changed_signature_is_named(monkeypatch):
         compat.check_classes()
 
 
-def test_a_missing_attribute_is_named_before_anything_is_swapped(model_dir, monkeypatch):
-    scheduler = make_scheduler("stock", model_dir)
+def test_a_missing_attribute_is_named_before_anything_is_swapped(monkeypatch):
+    scheduler = make_scheduler("stock")
     del scheduler.hash_block_size
     with pytest.raises(compat.UnsupportedVllmError, match="hash_block_size of type int"):
         compat.check_instance(scheduler)
@@ -62,9 +62,9 @@ def test_installing_changes_nothing_but_the_name_saga(unpatched):
 @pytest.mark.parametrize(
     "overlapping, cls", [(False, SagaSyncScheduler), (True, SagaAsyncScheduler)]
 )
-def test_the_scheduler_follows_async_scheduling(model_dir, overlapping, cls):
-    made = make_scheduler("saga", model_dir, overlapping=overlapping)
-    stock = make_scheduler("stock", model_dir, overlapping=overlapping)
+def test_the_scheduler_follows_async_scheduling(overlapping, cls):
+    made = make_scheduler("saga", overlapping=overlapping)
+    stock = make_scheduler("stock", overlapping=overlapping)
     again = vllm_saga.SagaScheduler(
         vllm_config=stock.vllm_config,
         kv_cache_config=stock.kv_cache_config,
@@ -105,6 +105,6 @@ def test_a_bad_setting_is_named_with_what_is_allowed(tmp_path, text, named):
         load_config(None, {"SAGA_CONFIG": str(path)})
 
 
-def test_a_bad_setting_stops_the_engine_at_start(model_dir):
+def test_a_bad_setting_stops_the_engine_at_start():
     with pytest.raises(ConfigError, match=r"headroom = 0\.9.*0\.5"):
-        make_scheduler("saga", model_dir, saga={"headroom": 0.9})
+        make_scheduler("saga", saga={"headroom": 0.9})

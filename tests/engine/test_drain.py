@@ -9,7 +9,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from vllm.v1.core.sched.interface import PauseState
 
-from vllm_saga.simulator.driver import BLOCK_SIZE, Driver, make_request, make_scheduler
+from vllm_saga.simulator.driver import Driver, make_request
+from vllm_saga.simulator.schedulers import BLOCK_SIZE, make_scheduler
 
 MAX_CONTEXT = 20 * BLOCK_SIZE
 
@@ -95,10 +96,9 @@ def check_no_pins(scheduler):
     policy=st.sampled_from(["fcfs", "priority"]),
     max_hold_s=st.sampled_from([0.3, 1e6]),
 )
-def test_it_drains(model_dir, seed, blocks, overlapping, policy, max_hold_s):
+def test_it_drains(seed, blocks, overlapping, policy, max_hold_s):
     scheduler = make_scheduler(
         "saga",
-        model_dir,
         blocks=blocks,
         overlapping=overlapping,
         policy=policy,
@@ -124,10 +124,8 @@ def test_it_drains(model_dir, seed, blocks, overlapping, policy, max_hold_s):
     assert state["calls"] == state["held"] == 0
 
 
-def test_tables_stay_bounded_and_empty_in_the_end(model_dir):
-    scheduler = make_scheduler(
-        "saga", model_dir, blocks=200, saga={"max_sessions": 50, "session_idle_s": 60}
-    )
+def test_tables_stay_bounded_and_empty_in_the_end():
+    scheduler = make_scheduler("saga", blocks=200, saga={"max_sessions": 50, "session_idle_s": 60})
     driver = Driver(scheduler)
     for number in range(600):
         tokens = [number % 500, number // 500, *range(60)]
@@ -147,8 +145,8 @@ def test_tables_stay_bounded_and_empty_in_the_end(model_dir):
     assert state["sessions"] <= 1 and state["lineage"] == state["ledger_blocks"] == 0
 
 
-def test_a_thousand_calls_of_one_session_at_once(model_dir):
-    scheduler = make_scheduler("saga", model_dir, blocks=100, max_num_seqs=8)
+def test_a_thousand_calls_of_one_session_at_once():
+    scheduler = make_scheduler("saga", blocks=100, max_num_seqs=8)
     driver = Driver(scheduler)
     for number in range(1000):
         driver.add(make_request(f"r{number}", [number % 500, *range(50)], 2, session_id="same"))
@@ -158,8 +156,8 @@ def test_a_thousand_calls_of_one_session_at_once(model_dir):
     assert len(session.contexts) <= 5
 
 
-def test_five_hundred_aborts_leave_nothing(model_dir):
-    scheduler = make_scheduler("saga", model_dir, blocks=60, max_num_seqs=4)
+def test_five_hundred_aborts_leave_nothing():
+    scheduler = make_scheduler("saga", blocks=60, max_num_seqs=4)
     driver = Driver(scheduler)
     for number in range(500):
         driver.add(make_request(f"r{number}", [number, *range(100)], 5, session_id=f"s{number}"))
@@ -176,8 +174,8 @@ def test_five_hundred_aborts_leave_nothing(model_dir):
     assert scheduler.saga.state()["sessions"] <= 1
 
 
-def test_a_hand_over_of_kv_is_left_to_stock(model_dir):
-    scheduler = make_scheduler("saga", model_dir, blocks=60)
+def test_a_hand_over_of_kv_is_left_to_stock():
+    scheduler = make_scheduler("saga", blocks=60)
     driver = Driver(scheduler)
     transfer = {"do_remote_prefill": True}
     driver.add(make_request("r", [1, 2], 2, session_id="s", kv_transfer_params=transfer))
@@ -197,8 +195,8 @@ def test_a_hand_over_of_kv_is_left_to_stock(model_dir):
         {"saga_next_tool": "unknown hints are passed over"},
     ],
 )
-def test_malformed_hints_never_fail_a_call(model_dir, hints):
-    scheduler = make_scheduler("saga", model_dir, blocks=60)
+def test_malformed_hints_never_fail_a_call(hints):
+    scheduler = make_scheduler("saga", blocks=60)
     driver = Driver(scheduler)
     driver.add(make_request("r", list(range(30)), 3, **hints))
     driver.drain(50)

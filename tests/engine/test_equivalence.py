@@ -8,7 +8,8 @@ import random
 import pytest
 from vllm.sampling_params import SamplingParams
 
-from vllm_saga.simulator.driver import Driver, make_request, make_scheduler
+from vllm_saga.simulator.driver import Driver, make_request
+from vllm_saga.simulator.schedulers import make_scheduler
 
 VARIANTS = [(False, "fcfs"), (True, "fcfs"), (False, "priority")]
 
@@ -76,9 +77,9 @@ def multi_turn(seed, sessions, turns, with_ids, stagger=0):
     return Script(arrivals, {}, max(arrivals) + 60)
 
 
-def run_both(model_dir, script, **options):
+def run_both(script, **options):
     """Run a script on stock and on saga, comparing every SchedulerOutput; returns both drivers."""
-    drivers = [Driver(make_scheduler(kind, model_dir, **options)) for kind in ("stock", "saga")]
+    drivers = [Driver(make_scheduler(kind, **options)) for kind in ("stock", "saga")]
     for step in range(script.steps):
         for driver in drivers:
             for call in script.arrivals.get(step, []):
@@ -95,10 +96,10 @@ def run_both(model_dir, script, **options):
 
 @pytest.mark.parametrize("overlapping, policy", VARIANTS)
 @pytest.mark.parametrize("blocks", [60, 400])
-def test_without_identity_every_step_is_stock_s(model_dir, overlapping, policy, blocks):
+def test_without_identity_every_step_is_stock_s(overlapping, policy, blocks):
     script = random_calls(seed=blocks, steps=400, rate=2, prompt=400, output=60)
     stock, _ = run_both(
-        model_dir, script, overlapping=overlapping, policy=policy, blocks=blocks, max_num_seqs=24
+        script, overlapping=overlapping, policy=policy, blocks=blocks, max_num_seqs=24
     )
     assert len(stock.finished) > 40
     if blocks == 60:
@@ -108,12 +109,10 @@ def test_without_identity_every_step_is_stock_s(model_dir, overlapping, policy, 
 
 @pytest.mark.parametrize("overlapping, policy", VARIANTS)
 @pytest.mark.parametrize("with_ids", [True, False])
-def test_while_all_fits_every_step_is_stock_s(model_dir, overlapping, policy, with_ids):
+def test_while_all_fits_every_step_is_stock_s(overlapping, policy, with_ids):
     # The last session starts when the others have grown to three quarters of the pool.
     script = multi_turn(seed=1, sessions=10, turns=12, with_ids=with_ids, stagger=14)
-    _, saga = run_both(
-        model_dir, script, overlapping=overlapping, policy=policy, blocks=420, max_num_seqs=8
-    )
+    _, saga = run_both(script, overlapping=overlapping, policy=policy, blocks=420, max_num_seqs=8)
     state = saga.scheduler.saga.state()
     assert len(saga.finished) == 120
     assert state["holds"] == state["displaced"] == 0
@@ -123,11 +122,11 @@ def test_while_all_fits_every_step_is_stock_s(model_dir, overlapping, policy, wi
 
 
 @pytest.mark.parametrize("overlapping", [False, True])
-def test_outputs_are_the_same_under_holds_and_evictions(model_dir, overlapping):
+def test_outputs_are_the_same_under_holds_and_evictions(overlapping):
     script = multi_turn(seed=2, sessions=12, turns=6, with_ids=True)
     outputs = []
     for kind in ("stock", "saga"):
-        scheduler = make_scheduler(kind, model_dir, blocks=60, overlapping=overlapping)
+        scheduler = make_scheduler(kind, blocks=60, overlapping=overlapping)
         driver = Driver(scheduler)
         for step in range(script.steps):
             for call in script.arrivals.get(step, []):
@@ -141,7 +140,7 @@ def test_outputs_are_the_same_under_holds_and_evictions(model_dir, overlapping):
     assert scheduler.saga.state()["holds"] > 0
 
 
-def test_without_prefix_caching_saga_is_off_and_stock_runs(model_dir, caplog):
+def test_without_prefix_caching_saga_is_off_and_stock_runs(caplog):
     script = random_calls(seed=5, steps=100, rate=1, prompt=200, output=20)
-    _, saga = run_both(model_dir, script, blocks=200, prefix_caching=False)
+    _, saga = run_both(script, blocks=200, prefix_caching=False)
     assert saga.scheduler.saga is None

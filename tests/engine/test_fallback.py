@@ -8,7 +8,8 @@ import pytest
 from test_equivalence import multi_turn
 
 from vllm_saga.engine import scheduler as adapter
-from vllm_saga.simulator.driver import Driver, make_request, make_scheduler
+from vllm_saga.simulator.driver import Driver, make_request
+from vllm_saga.simulator.schedulers import make_scheduler
 
 
 class Fault(Exception):
@@ -24,9 +25,9 @@ METHODS = ["on_arrival", "on_finish", "on_step", "is_held", "owner", "running_ra
 
 @pytest.mark.parametrize("overlapping", [False, True])
 @pytest.mark.parametrize("method", [*METHODS, "keep_rank"])
-def test_a_fault_anywhere_leaves_the_engine_serving(model_dir, method, overlapping, monkeypatch):
+def test_a_fault_anywhere_leaves_the_engine_serving(method, overlapping, monkeypatch):
     script = multi_turn(seed=4, sessions=12, turns=5, with_ids=True)
-    scheduler = make_scheduler("saga", model_dir, blocks=60, overlapping=overlapping)
+    scheduler = make_scheduler("saga", blocks=60, overlapping=overlapping)
     driver = Driver(scheduler)
     records: list[logging.LogRecord] = []
     handler = logging.Handler()

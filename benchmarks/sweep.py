@@ -1,0 +1,100 @@
+"""Every policy on every workload over a range of loads: where saga helps, and where it stops.
+
+    .venv/bin/python -m benchmarks.sweep --traces DIR --output results
+
+Each point (one workload under one load) is a file of its own in `output/points`; a point that is
+there already is not run again, so that a sweep can be interrupted and extended.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import typer
+from rich.console import Console
+
+from benchmarks import summary
+from benchmarks.workloads import WORKLOADS, load
+from vllm_saga.simulator import hardware, result, runner
+from vllm_saga.simulator import load as loads
+from vllm_saga.simulator.command import run_with_bars, searched
+
+POLICIES = (
+    "vllm", "vllm-priority", "static-cap:auto", "thunderagent", "continuum", "kvflow", "plas",
+    "saga-paper", "fixed-ttl:1", "fixed-ttl:10", "fixed-ttl:60", "farthest-next-use",
+    "saga-oracle", "saga",
+)  # fmt: skip
+console = Console()
+
+
+def main(
+    output: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
+    traces: Annotated[
+        Path | None, typer.Option(help="Folder of trace files; without it, built-in workloads.")
+    ] = None,
+    workloads: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(WORKLOADS),
+    overcommit: Annotated[
+        str, typer.Option(help="Closed loops: working set / KV pool, comma-separated.")
+    ] = "0.5,0.75,1.0,1.5,2.0,3.0",
+    open_loop: Annotated[
+        str, typer.Option(help="Open loops: % of stock's own saturation, comma-separated.")
+    ] = "50,70,80,90,100,115,130",
+    policies: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(POLICIES),
+    seeds: Annotated[int, typer.Option(min=1)] = 5,
+    sessions: Annotated[int, typer.Option(min=1, help="Sessions per run.")] = 64,
+    machine: Annotated[str, typer.Option("--hardware")] = "llama3-70b-4xa100",
+    kv_tokens: Annotated[int | None, typer.Option(min=1)] = None,
+    processes: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
+) -> None:
+    """Run the points that are missing, then write the summary and the pictures anew."""
+    engine = hardware.load(machine)
+    if kv_tokens:
+        engine = msgspec.structs.replace(engine, kv_tokens=kv_tokens)
+    (output / "points").mkdir(parents=True, exist_ok=True)
+    for name in _split(workloads):
+        trace, source = load(name, traces, sessions)
+        for label, asked in _loads(overcommit, open_loop):
+            path = output / "points" / f"{name}-{label}.json"
+            if path.exists():
+                continue
+            began = time.monotonic()
+            workload = WORKLOADS[name]
+            question = runner.Experiment(
+                tuple(trace), asked, engine, sessions, max_gap_s=workload.max_gap_s,
+                max_context=workload.max_context,
+            )  # fmt: skip
+            console.rule(f"{name} {workload.title}, {label}")
+            question, chosen, notes = searched(question, _split(policies), processes)
+            jobs = [(question, policy, seed) for policy in chosen for seed in range(seeds)]
+            results = run_with_bars(jobs, processes)
+            config = {
+                "workload": name, "title": workload.title, "trace": source, "load": label,
+                "hardware": engine.name, "kv_tokens": engine.kv_tokens, "sessions": sessions,
+                "seeds": seeds, **notes, "took_s": round(time.monotonic() - began),
+            }  # fmt: skip
+            document = result.to_json(config, results, "vllm")
+            path.write_text(json.dumps(document, indent=1) + "\n")
+            summary.pictures_of_point(results, output / "points" / f"{name}-{label}")
+    summary.write(output)
+    console.print(f"summary: {output / 'summary.md'}", highlight=False)
+
+
+def _loads(overcommit: str, open_loop: str) -> Iterator[tuple[str, loads.Load]]:
+    for factor in _split(overcommit):
+        yield f"overcommit-{factor}", loads.parse(f"overcommit:{factor}")
+    for percent in _split(open_loop):
+        yield f"open-auto{percent}", loads.parse(f"open:auto{percent}")
+
+
+def _split(text: str) -> list[str]:
+    return [part.strip() for part in text.split(",") if part.strip()]
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,87 @@
+"""Offline reference: this project's scheduler, told each session's future instead of guessing."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+from vllm_saga.policy.graph import AgentClass
+from vllm_saga.simulator.policies.base import ClusterView
+from vllm_saga.simulator.policies.saga import Saga
+from vllm_saga.simulator.records import LiveCall, LiveSession
+
+
+class _Future(AgentClass):
+    """Answers an agent class gives from what it has seen, given from the trace instead."""
+
+    def __init__(self, session: LiveSession) -> None:
+        super().__init__()
+        self._future = session.trace.calls
+        self._done = 0
+        self.gaps = cast(Any, self)
+        ends = [call.context_tokens for call in self._future]
+        self._growth_after = [max(max(ends[k:]) - ends[k], 0) for k in range(len(ends))]
+
+    @property
+    def growth_tokens(self) -> float:
+        """Tokens the next call adds to what the last one left."""
+        if self._done >= len(self._future):
+            return 0.0
+        return self._future[self._done].new_tokens + self._future[self._done].output_tokens
+
+    def remaining_growth_tokens(self, calls_done: int) -> float:
+        return self._growth_after[min(calls_done, len(self._growth_after) - 1)]
+
+    def patience_s(self, threshold: float) -> float:
+        """For ever while there is another call, not at all after the last."""
+        return 1e9 if self._done < len(self._future) else 0.0
+
+    def observe_growth(self, tokens: int) -> None:
+        # Told once for every call that ends, before anything is asked.
+        self._done += 1
+
+    def observe_return(self, gap_s: float) -> None:
+        pass
+
+    def retract_end(self) -> None:
+        pass
+
+    def observe_end(self, calls: int = 0) -> None:
+        pass
+
+
+class _Futures:
+    """Takes the place of `AgentClasses`: the fingerprint of a call is its session id."""
+
+    def __init__(self) -> None:
+        self._futures: dict[str, _Future] = {}
+
+    def know(self, session: LiveSession) -> None:
+        if session.id not in self._futures:
+            self._futures[session.id] = _Future(session)
+
+    def get(self, session_id: str) -> _Future:
+        return self._futures[session_id]
+
+    def forget(self, session_id: str) -> None:
+        self._futures.pop(session_id, None)
+
+    def __len__(self) -> int:
+        return len(self._futures)
+
+
+class SagaOracle(Saga):
+    """Knows the growth still to come, the end of every session, and that the others return."""
+
+    def __init__(self, cluster: ClusterView) -> None:
+        super().__init__(cluster)
+        self._futures = _Futures()
+
+    def attach(self, replica: int, scheduler: Any) -> None:
+        scheduler.saga.classes = self._futures
+        scheduler.saga._fingerprint = lambda arrival: arrival.session_id
+
+    def on_submit(self, call: LiveCall) -> None:
+        self._futures.know(call.session)
+
+    def on_session_end(self, session: LiveSession) -> None:
+        self._futures.forget(session.id)

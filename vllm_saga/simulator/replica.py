@@ -1,0 +1,217 @@
+"""One engine on the virtual clock: a real vLLM scheduler, its model replaced by a cost model."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from vllm.sampling_params import SamplingParams
+from vllm.v1.outputs import ModelRunnerOutput
+from vllm.v1.request import Request, RequestStatus
+
+from vllm_saga.simulator.content import CallContent
+from vllm_saga.simulator.hardware import Batch, Hardware
+from vllm_saga.simulator.records import LiveCall
+
+# How often an engine with nothing but held calls looks again; vLLM's own loop never rests.
+_POLL_S = 0.02
+
+
+@dataclass(slots=True)
+class KVTime:
+    """Integrals of the KV pool's use, in token-seconds.
+
+    running: blocks of calls in flight. cached: free blocks whose content is still known. held_hit:
+    the part of `cached` that a later call found.
+    """
+
+    running: float = 0.0
+    cached: float = 0.0
+    held_hit: float = 0.0
+
+
+@dataclass(slots=True)
+class _Step:
+    """A step the model works on: what was scheduled, and when it will be ready."""
+
+    output: Any
+    samples: list[tuple[str, bool]]
+    end_s: float
+
+
+@dataclass(slots=True)
+class _InFlight:
+    call: LiveCall
+    request: Request
+    content: CallContent
+    made: int = 0
+
+
+class Replica:
+    """Runs calls through one scheduler; `due_s` says when `advance` wants to be called next.
+
+    An asynchronous scheduler works one step ahead of the model, as vLLM's engine core does: step
+    k+1 is scheduled while step k computes, and sees the outputs of step k-1.
+    """
+
+    def __init__(
+        self,
+        scheduler: Any,
+        hardware: Hardware,
+        *,
+        overlapping: bool,
+        on_finish: Callable[[LiveCall], None],
+        before_step: Callable[[], None],
+    ) -> None:
+        self.scheduler = scheduler
+        self.hardware = hardware
+        self.due_s = math.inf
+        self.kv_time = KVTime()
+        self.steps = 0
+        self.preemptions = 0
+        self.scheduler_wall_s = 0.0
+        self._depth = 2 if overlapping else 1
+        self._on_finish = on_finish
+        self._before_step = before_step
+        self._now = 0.0
+        self._steps: deque[_Step] = deque()
+        self._calls: dict[str, _InFlight] = {}
+        # SagaScheduler's clock.
+        scheduler._now = lambda: self._now
+
+    @property
+    def calls_in_flight(self) -> int:
+        return len(self._calls)
+
+    def submit(self, call: LiveCall, content: CallContent, now: float, **options: Any) -> None:
+        """A call reaches the engine. options: `session_id`, `priority`."""
+        self._account(now)
+        request = Request(
+            request_id=call.id,
+            prompt_token_ids=content.prompt,
+            sampling_params=SamplingParams(max_tokens=len(content.output), ignore_eos=True),
+            pooling_params=None,
+            arrival_time=now,
+            block_hasher=content.block_hasher,
+            **options,
+        )
+        self._calls[call.id] = _InFlight(call, request, content)
+        self.scheduler.add_request(request)
+        if not self._steps:
+            self.due_s = now
+
+    def withdraw(self, call: LiveCall) -> CallContent:
+        """Take back a call that was never scheduled; its content can be submitted elsewhere."""
+        content = self._calls.pop(call.id).content
+        self.scheduler.finish_requests(call.id, RequestStatus.FINISHED_ABORTED)
+        return content
+
+    def advance(self, now: float) -> None:
+        """Take the results of steps that are ready, and schedule the next ones."""
+        self._account(now)
+        while self._steps and self._steps[0].end_s <= now:
+            self._collect(self._steps.popleft())
+        while len(self._steps) < self._depth and self.scheduler.has_unfinished_requests():
+            if not self._schedule(now):
+                break
+        if self._steps:
+            self.due_s = self._steps[0].end_s
+        else:
+            waiting = self.scheduler.has_unfinished_requests()
+            self.due_s = now + _POLL_S if waiting else math.inf
+
+    def kv_tokens(self) -> tuple[int, int]:
+        """Tokens of KV now: (of calls in flight, free but still known)."""
+        pool = self.scheduler.kv_cache_manager.block_pool
+        in_use = pool.num_gpu_blocks - 1 - pool.get_num_free_blocks()
+        # Of a running call all blocks but the last are known.
+        known = max(len(pool.cached_block_hash_to_block) - max(in_use - len(self._calls), 0), 0)
+        size = self.hardware.block_size
+        return in_use * size, min(known, pool.get_num_free_blocks()) * size
+
+    # -- inside ---------------------------------------------------------------------------------
+
+    def _schedule(self, now: float) -> bool:
+        """Schedule one step; returns whether the model has something to do."""
+        self._before_step()
+        began = time.perf_counter()
+        output = self.scheduler.schedule()
+        self.scheduler_wall_s += time.perf_counter() - began
+        for new in output.scheduled_new_reqs:
+            self._note_hit(self._calls[new.req_id].call, new.num_computed_tokens, now)
+        requests = self.scheduler.requests
+        samples = [(rid, not requests[rid].is_prefill_chunk) for rid in output.num_scheduled_tokens]
+        start = self._steps[-1].end_s if self._steps else now
+        if output.total_num_scheduled_tokens:
+            self.steps += 1
+            end = start + self.hardware.step_s(self._batch(output))
+            self._steps.append(_Step(output, samples, end))
+            return True
+        step = _Step(output, samples, start)
+        if self._steps:
+            self._steps.append(step)
+        else:
+            self._collect(step)
+        return False
+
+    def _batch(self, output: Any) -> Batch:
+        requests = self.scheduler.requests
+        new = pairs = kv = 0
+        scheduled = output.num_scheduled_tokens
+        for request_id, count in scheduled.items():
+            # Counted as computed as soon as it is scheduled.
+            after = requests[request_id].num_computed_tokens
+            new += count
+            kv += after
+            pairs += count * after - count * (count - 1) // 2
+        return Batch(new, len(scheduled), pairs, kv)
+
+    def _collect(self, step: _Step) -> None:
+        """Hand the step's tokens to the scheduler, as the model runner would."""
+        self._now = max(self._now, step.end_s)
+        runner = ModelRunnerOutput(
+            req_ids=[request_id for request_id, _ in step.samples],
+            req_id_to_index={rid: index for index, (rid, _) in enumerate(step.samples)},
+            sampled_token_ids=[self._sample(rid) if due else [] for rid, due in step.samples],
+        )
+        began = time.perf_counter()
+        results = self.scheduler.update_from_output(step.output, runner)
+        self.scheduler_wall_s += time.perf_counter() - began
+        for result in results.values():
+            for item in result.outputs:
+                self._deliver(item, step.end_s)
+
+    def _sample(self, request_id: str) -> list[int]:
+        flight = self._calls.get(request_id)
+        if flight is None:
+            return [0]
+        return [flight.content.output[min(flight.made, len(flight.content.output) - 1)]]
+
+    def _deliver(self, item: Any, now: float) -> None:
+        flight = self._calls[item.request_id]
+        if item.new_token_ids and not flight.made:
+            flight.call.first_token_s = now
+        flight.made += len(item.new_token_ids)
+        if item.finish_reason is not None:
+            del self._calls[item.request_id]
+            self.preemptions += flight.request.num_preemptions
+            flight.call.finished_s = now
+            self._on_finish(flight.call)
+
+    def _note_hit(self, call: LiveCall, tokens: int, now: float) -> None:
+        if call.cached_tokens < 0:
+            call.cached_tokens = tokens
+            if call.thread.last is not None:
+                self.kv_time.held_hit += tokens * (now - call.thread.idle_since)
+
+    def _account(self, now: float) -> None:
+        """Bring the integrals up to `now`; nothing has changed since the last time."""
+        if now > self._now:
+            running, cached = self.kv_tokens()
+            self.kv_time.running += running * (now - self._now)
+            self.kv_time.cached += cached * (now - self._now)
+            self._now = now
