@@ -1,6 +1,4 @@
-"""The built-in workload: coding agents drawn from published figures only, seeded.
-
-Nothing here is fitted to a trace file. Every constant names its source:
+"""Coding agents on SWE-bench tasks, as SAGA (arXiv 2605.00528) describes them.
 
 calls per session
     mean 37 (SAGA, SWE-bench Verified). Gamma with coefficient of variation 0.5; the spread is our
@@ -51,7 +49,18 @@ def _session(seed: int, index: int) -> Session:
     rng = random.Random(f"builtin/{seed}/{index}")
     shape = 1.0 / CALLS_CV**2
     steps = max(2, round(rng.gammavariate(shape, MEAN_CALLS / shape)))
-    calls: list[Call] = []
+    drawn = calls(rng, steps)
+    return Session(
+        session_id=f"builtin-{seed}-{index}",
+        calls=drawn,
+        source="builtin",
+        shared_prefix=SharedPrefix(group=rng.choice(AGENTS), tokens=SHARED_PREFIX_TOKENS),
+    )
+
+
+def calls(rng: random.Random, steps: int) -> tuple[Call, ...]:
+    """One chain of `steps` calls; fewer where the next one would pass the context limit."""
+    chain: list[Call] = []
     context = 0
     for step in range(steps):
         new = rng.randint(*FIRST_PROMPT_TOKENS) if step == 0 else _result_tokens(rng)
@@ -59,7 +68,7 @@ def _session(seed: int, index: int) -> Session:
         gap_s = quantile(rng.random(), TOOL_GAP_QUANTILES)
         if step and context + new + output > CONTEXT_LIMIT_TOKENS:
             break
-        calls.append(
+        chain.append(
             Call(
                 prompt_tokens=context + new,
                 new_tokens=new,
@@ -69,15 +78,9 @@ def _session(seed: int, index: int) -> Session:
             )
         )
         context += new + output
-    last = calls[-1]
-    calls[-1] = Call(last.prompt_tokens, last.new_tokens, last.output_tokens, gap="end")
-    agent = rng.choice(AGENTS)
-    return Session(
-        session_id=f"builtin-{seed}-{index}",
-        calls=tuple(calls),
-        source="builtin",
-        shared_prefix=SharedPrefix(group=agent, tokens=SHARED_PREFIX_TOKENS),
-    )
+    last = chain[-1]
+    chain[-1] = Call(last.prompt_tokens, last.new_tokens, last.output_tokens, gap="end")
+    return tuple(chain)
 
 
 def _result_tokens(rng: random.Random) -> int:
