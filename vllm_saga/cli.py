@@ -55,6 +55,7 @@ def config(
 )
 def simulate(context: typer.Context) -> None:
     """Replay agent sessions through real vLLM schedulers on a virtual clock, and compare."""
+    os.environ.setdefault("VLLM_LOGGING_LEVEL", "ERROR")
     # It brings vLLM along, which takes seconds to import.
     from vllm_saga.simulator.command import app as simulator
 

@@ -4,7 +4,8 @@ Each finished call leaves in the server's /metrics what the engine core's own cl
 `request_prefill_time_seconds` (first scheduled to first token) and `request_decode_time_seconds`
 (first to last token). So we send calls of known size, one probe at a time, read the growth of
 those sums, work out which steps vLLM's scheduler makes of a probe, and find the coefficients with
-which these steps add up to the seconds measured. The way over HTTP is in neither figure.
+which these steps add up to the seconds measured. The way over HTTP is in neither figure: it is what
+short calls take longer at the client.
 
 vLLM's per-step log (`--enable-logging-iteration-details`) is not used. It does not tell how long
 the contexts are, and its time starts once the step has been handed to the model's worker: what
@@ -19,6 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -39,6 +41,8 @@ _METRICS_S, _IDLE_S, _CALL_S = 5.0, 30.0, 900.0
 
 _PREFILL = "vllm:request_prefill_time_seconds_sum"
 _DECODE = "vllm:request_decode_time_seconds_sum"
+#: Not a metric: seconds from sending the calls to their answer.
+_CLIENT = "client_s"
 _COMPUTED = "vllm:request_prefill_kv_computed_tokens_sum"
 _FINISHED = "vllm:request_prefill_time_seconds_count"
 _BUSY = ("vllm:num_requests_running", "vllm:num_requests_waiting")
@@ -223,14 +227,17 @@ class _Server:
     async def _grown(self, prompts: list[list[int]], output: int) -> dict[str, float] | None:
         """What these calls add to the metrics; None if others were counted meanwhile, or none."""
         before, _ = await self.metrics()
+        began = time.perf_counter()
         await self.complete(prompts, output)
+        took = time.perf_counter() - began
         deadline = time.monotonic() + _METRICS_S
         while True:
             # The answer may be here before the metrics know of it.
             after, _ = await self.metrics()
             finished = after[_FINISHED] - before[_FINISHED]
             if finished == len(prompts):
-                return {name: value - before.get(name, 0.0) for name, value in after.items()}
+                grown = {name: value - before.get(name, 0.0) for name, value in after.items()}
+                return grown | {_CLIENT: took}
             if finished > len(prompts) or time.monotonic() > deadline:
                 return None
             await asyncio.sleep(0.02)
@@ -293,9 +300,12 @@ async def calibrate(
         todo = probes * rounds
         random.shuffle(todo)
         samples: list[Sample] = []
+        outside: list[float] = []
         for done, probe in enumerate(todo, start=1):
             grown = await server.measure(probe)
             samples += _samples(probe, grown, max_num_batched_tokens, max_num_seqs)
+            if probe.calls == probe.output == 1:
+                outside.append(grown[_CLIENT] - grown[_PREFILL])
             if progress:
                 progress(done, len(todo))
         try:
@@ -314,6 +324,7 @@ async def calibrate(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             cost=cost,
+            request_s=max(median(outside) + report.latency_s, 0.0),
         )
     return hardware, report
 

@@ -144,6 +144,13 @@ class Cluster:
             thread = session.threads[agent] = Thread(session, agent)
         call = LiveCall(f"{session.id}#{index}", thread, index, self.now)
         session.calls[index] = thread.call = call
+        request_s = self.setup.hardware.request_s
+        if request_s:
+            self._at(self.now + request_s, _CALLS, lambda: self._admit(call))
+        else:
+            self._admit(call)
+
+    def _admit(self, call: LiveCall) -> None:
         if self.policy.admit(call):
             self._submit(call)
 

@@ -13,13 +13,17 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
-from vllm_saga.simulator import formats, hardware, load, policies, report, result, runner
+from vllm_saga.simulator import calibrate as calibration
+from vllm_saga.simulator import formats, hardware, load, plots, policies, report, result, runner
 from vllm_saga.simulator.placement import PLACEMENTS
 from vllm_saga.simulator.trace import TraceError
 
-app = typer.Typer(invoke_without_command=True, pretty_exceptions_enable=False)
+app = typer.Typer(invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
 
+_BARS = (
+    TextColumn("{task.description:<24}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn()
+)  # fmt: skip
 _MISTAKES = (
     TraceError, load.LoadError, hardware.HardwareError, policies.UnknownPolicy, typer.BadParameter,
 )  # fmt: skip
@@ -80,11 +84,19 @@ def simulate(
         for name in chosen:
             if name != runner.AUTO_CAP:
                 policies.maker(name)
-        source = formats.load(trace, sessions, 0)
+        # Twice as many as a run plays, so that seeds differ in more than their order.
+        source = formats.load(trace, 2 * (sessions or formats.DEFAULT_COUNT))
         experiment = runner.Experiment(
-            tuple(source), load.parse(load_), engine, sessions or len(source), replicas, placement,
-            max_gap, not sync,
-        )  # fmt: skip
+            tuple(source),
+            load.parse(load_),
+            engine,
+            count=sessions
+            or (formats.DEFAULT_COUNT if trace.startswith("builtin:") else len(source)),
+            replicas=replicas,
+            placement=placement,
+            max_gap_s=max_gap,
+            overlapping=not sync,
+        )
         left_out = experiment.population(0).dropped
         if left_out:
             console.print(f"{left_out} sessions of the trace do not fit the KV pool: left out")
@@ -101,14 +113,59 @@ def simulate(
     }  # fmt: skip
     baseline = policies.BASELINE if policies.BASELINE in chosen else chosen[0]
     document = result.to_json(config, results, baseline)
-    report.show(document)
+    title = f"{trace}, {load_}, {replicas} x {engine.name}, {engine.kv_tokens:,} KV tokens"
+    report.show(document, title=title)
     if json_out:
         json_out.write_text(json.dumps(document, indent=1) + "\n")
     if plot:
-        from vllm_saga.simulator import plots
-
-        plots.plot(results, plot)
+        try:
+            plots.plot(results, plot, title=title)
+        except plots.PlotError as error:
+            console.print(f"[red]error:[/red] {error}", highlight=False)
+            raise typer.Exit(1) from None
         console.print(f"pictures: {plot}", highlight=False)
+
+
+@app.command()
+def calibrate(
+    url: Annotated[str, typer.Argument(help="An idle vLLM server, as http://host:port.")],
+    out: Annotated[Path, typer.Option(help="Where the hardware goes.")] = Path("hardware.json"),
+    model: Annotated[
+        str | None, typer.Option(help="Its model; default: the first it serves.")
+    ] = None,
+    max_num_batched_tokens: Annotated[
+        int, typer.Option(min=1, help="As the server runs with: it tells nobody.")
+    ] = calibration.MAX_NUM_BATCHED_TOKENS,
+    max_num_seqs: Annotated[
+        int, typer.Option(min=1, help="As the server runs with.")
+    ] = calibration.MAX_NUM_SEQS,
+    rounds: Annotated[int, typer.Option(min=1, help="How often each probe is sent.")] = 3,
+    api_key: Annotated[str | None, typer.Option(envvar="VLLM_API_KEY")] = None,
+) -> None:
+    """Fit the cost of an engine step to a running vLLM server, for `--hardware hardware.json`."""
+    with Progress(*_BARS, console=console) as bars:
+        task = bars.add_task("probes")
+        try:
+            made, fit = calibration.calibrate_main(
+                url,
+                out,
+                model=model,
+                max_num_batched_tokens=max_num_batched_tokens,
+                max_num_seqs=max_num_seqs,
+                rounds=rounds,
+                api_key=api_key,
+                progress=lambda done, total: bars.update(task, completed=done, total=total),
+            )
+        except (calibration.CalibrationError, OSError) as error:
+            console.print(f"[red]error:[/red] {error}", highlight=False)
+            raise typer.Exit(1) from None
+    alone = hardware.call_alone_s(made, 1000, 0, 1)
+    console.print(
+        f"{out}: {made.kv_tokens:,} KV tokens; a fresh 1,000-token prompt takes {alone:.3f} s; "
+        f"{fit.samples} samples, median error {fit.median_relative_error:.1%}, "
+        f"nine in ten within {fit.p90_relative_error:.1%}",
+        highlight=False,
+    )
 
 
 def searched(
@@ -132,11 +189,7 @@ def searched(
 
 
 def run_with_bars(jobs: list[runner.Job], processes: int) -> list[result.RunResult]:
-    columns = (
-        TextColumn("{task.description:<24}"), BarColumn(24), MofNCompleteColumn(),
-        TextColumn("sessions"), TimeElapsedColumn(),
-    )  # fmt: skip
-    with Progress(*columns, console=console) as bars:
+    with Progress(*_BARS, console=console) as bars:
         tasks = [
             bars.add_task(f"{name}, seed {seed}", total=experiment.count)
             for experiment, name, seed in jobs

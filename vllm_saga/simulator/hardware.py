@@ -160,7 +160,8 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     """One engine: its KV pool, vLLM's limits on a step, and what a step costs.
 
     source: where the figures come from. kv_tokens: KV pool in tokens.
-    max_num_seqs, max_num_batched_tokens: vLLM's options of that name.
+    max_num_seqs, max_num_batched_tokens: vLLM's options of that name. request_s: seconds a call
+    spends outside the engine (HTTP, tokenizer, processes); the presets leave it out.
     """
 
     name: str
@@ -170,9 +171,10 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     max_num_batched_tokens: int
     cost: Roofline | Linear
     block_size: int = 16
+    request_s: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_numbers(self, zero=())
+        _check_numbers(self, zero=("request_s",))
         if self.kv_tokens < self.block_size:
             raise HardwareError(
                 f"kv_tokens: {self.kv_tokens} is less than one block of {self.block_size}"
@@ -186,7 +188,7 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 def call_alone_s(
     hardware: Hardware, new_tokens: int, context_before: int, output_tokens: int
 ) -> float:
-    """Seconds one call takes alone on an idle engine, from its first step to its last token.
+    """Seconds one call takes alone on an idle engine, from its issue to its last token.
 
     Its first `context_before` prompt tokens are in the prefix cache, `new_tokens` are not; vLLM
     computes at least the last prompt token again. Prefill goes in chunks of
@@ -198,7 +200,7 @@ def call_alone_s(
         )
     prompt = max(new_tokens + context_before, 1)
     computed = min(context_before, prompt - 1)
-    seconds = 0.0
+    seconds = hardware.request_s
     while computed < prompt:
         chunk = min(prompt - computed, hardware.max_num_batched_tokens)
         seconds += hardware.step_s(Batch.of([(chunk, computed)]))

@@ -110,7 +110,7 @@ def _figure(width: float, height: float) -> Figure:
         from matplotlib.figure import Figure
     except ImportError as error:
         raise PlotError(
-            "pictures need matplotlib: pip install matplotlib (or this package's extra 'demo')"
+            "pictures need matplotlib: pip install matplotlib (or this package's extra 'plot')"
         ) from error
     # A Figure that pyplot does not know is drawn by Agg and leaves no state behind.
     return Figure(figsize=(width, height), layout="constrained")

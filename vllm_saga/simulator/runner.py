@@ -82,11 +82,20 @@ def run(
     on_progress: Callable[[int, float], None] = lambda done, now: None,
 ) -> RunResult:
     """One policy on one seed, in this process."""
-    setup = experiment.setup(seed)
+    return run_setup(experiment.setup(seed), policy, seed, on_progress)
+
+
+def run_setup(
+    setup: Setup,
+    policy: str,
+    seed: int = 0,
+    on_progress: Callable[[int, float], None] = lambda done, now: None,
+) -> RunResult:
+    """One policy on sessions that are chosen already."""
     began = time.perf_counter()
     cluster = Cluster(setup, policies.maker(policy), on_progress)
     cluster.run()
-    replicas, hardware = cluster.replicas, experiment.hardware
+    replicas, hardware = cluster.replicas, setup.hardware
     return RunResult(
         policy=policy,
         seed=seed,
