@@ -129,8 +129,8 @@ def run_all(
 
     `on_progress` is told a few times a second how many sessions each job has finished.
     """
-    if not jobs:
-        return []
+    if processes == 1 or len(jobs) < 2:
+        return _run_here(jobs, on_progress)
     context = get_context("forkserver")
     counts = context.Array("l", len(jobs), lock=False)
     with ProcessPoolExecutor(min(processes, len(jobs)), context, _init_worker, (counts,)) as pool:
@@ -143,6 +143,19 @@ def run_all(
             time.sleep(0.2)
         on_progress(list(counts))
         return [future.result() for future in futures]
+
+
+def _run_here(jobs: Sequence[Job], on_progress: Callable[[Sequence[int]], None]) -> list[RunResult]:
+    counts = [0] * len(jobs)
+
+    def note(number: int, done: int) -> None:
+        counts[number] = done
+        on_progress(counts)
+
+    return [
+        run(*job, lambda done, _now, number=number: note(number, done))  # type: ignore[misc]
+        for number, job in enumerate(jobs)
+    ]
 
 
 def _init_worker(counts: Any) -> None:
