@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +17,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from vllm_saga.simulator import calibrate as calibration
 from vllm_saga.simulator import formats, hardware, load, plots, policies, report, result, runner
 from vllm_saga.simulator.placement import PLACEMENTS
-from vllm_saga.simulator.trace import TraceError
+from vllm_saga.simulator.trace import Session, TraceError
 
 app = typer.Typer(invoke_without_command=True, add_completion=False, pretty_exceptions_enable=False)
 console = Console(stderr=True)
@@ -79,19 +80,13 @@ def simulate(
         engine = hardware.load(hardware_)
         if kv_tokens:
             engine = msgspec.structs.replace(engine, kv_tokens=kv_tokens)
-        if placement not in PLACEMENTS:
-            raise typer.BadParameter(f"{placement!r} is no placement: {', '.join(PLACEMENTS)}")
-        for name in chosen:
-            if name != runner.AUTO_CAP:
-                policies.maker(name)
-        # Twice as many as a run plays, so that seeds differ in more than their order.
-        source = formats.load(trace, 2 * (sessions or formats.DEFAULT_COUNT))
+        check_names(chosen, placement)
+        workload, count = load_workload(trace, sessions)
         experiment = runner.Experiment(
-            tuple(source),
+            workload,
             load.parse(load_),
             engine,
-            count=sessions
-            or (formats.DEFAULT_COUNT if trace.startswith("builtin:") else len(source)),
+            count,
             replicas=replicas,
             placement=placement,
             max_gap_s=max_gap,
@@ -104,26 +99,44 @@ def simulate(
     except _MISTAKES as error:
         console.print(f"[red]error:[/red] {error}", highlight=False)
         raise typer.Exit(2) from None
-    jobs = [(experiment, name, seed) for name in chosen for seed in range(seeds)]
-    results = run_with_bars(jobs, processes)
+    results = run_with_bars(
+        [(experiment, name, n) for name in chosen for n in range(seeds)], processes
+    )
     config = {
         "trace": trace, "load": load_, "hardware": msgspec.to_builtins(engine),
         "replicas": replicas, "placement": placement, "max_gap_s": max_gap, "seeds": seeds,
-        "sessions": experiment.count, "left_out": left_out, "async": not sync, **notes,
+        "sessions": count, "left_out": left_out, "async": not sync, **notes,
     }  # fmt: skip
     baseline = policies.BASELINE if policies.BASELINE in chosen else chosen[0]
     document = result.to_json(config, results, baseline)
     title = f"{trace}, {load_}, {replicas} x {engine.name}, {engine.kv_tokens:,} KV tokens"
     report.show(document, title=title)
-    if json_out:
-        json_out.write_text(json.dumps(document, indent=1) + "\n")
-    if plot:
-        try:
+    try:
+        if json_out:
+            json_out.write_text(json.dumps(document, indent=1) + "\n")
+        if plot:
             plots.plot(results, plot, title=title)
-        except plots.PlotError as error:
-            console.print(f"[red]error:[/red] {error}", highlight=False)
-            raise typer.Exit(1) from None
-        console.print(f"pictures: {plot}", highlight=False)
+            console.print(f"pictures: {plot}", highlight=False)
+    except (plots.PlotError, OSError) as error:
+        console.print(f"[red]error:[/red] {error}", highlight=False)
+        raise typer.Exit(1) from None
+
+
+def check_names(chosen: Sequence[str], placement: str) -> None:
+    """Raises what `_MISTAKES` lists if a policy or a placement is unknown."""
+    if placement not in PLACEMENTS:
+        raise typer.BadParameter(f"{placement!r} is no placement: {', '.join(PLACEMENTS)}")
+    for name in chosen:
+        if name != runner.AUTO_CAP:
+            policies.maker(name)
+
+
+def load_workload(source: str, count: int | None) -> tuple[tuple[Session, ...], int]:
+    """The sessions to draw from, and how many a run plays if the user does not say."""
+    made_here = source.startswith(formats.PREFIX)
+    # Twice as many as a run plays, so that seeds differ in more than their order.
+    sessions = tuple(formats.load(source, 2 * (count or formats.DEFAULT_COUNT)))
+    return sessions, count or (formats.DEFAULT_COUNT if made_here else len(sessions))
 
 
 @app.command()

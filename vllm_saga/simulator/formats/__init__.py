@@ -19,12 +19,12 @@ from vllm_saga.simulator.formats import kv_cache_tester, mooncake
 from vllm_saga.simulator.formats.selection import Population, population
 from vllm_saga.simulator.trace import Session, TraceError
 
-__all__ = ["BUILTIN", "DEFAULT_COUNT", "Population", "load", "population"]
+__all__ = ["BUILTIN", "DEFAULT_COUNT", "PREFIX", "Population", "load", "population"]
 
 BUILTIN = builtin.NAMES
 #: Sessions of a built-in workload where the caller asks for no number.
 DEFAULT_COUNT = 100
-_PREFIX = "builtin:"
+PREFIX = "builtin:"
 _KNOWN = (
     "vllm-saga v1 (JSON lines with 'calls'), mooncake_trace (JSON lines with 'input_length' and "
     "'output_length'), kv-cache-tester (JSON with 'requests')"
@@ -40,8 +40,8 @@ def load(
     from it). `block_size` is for `mooncake_trace`: tokens per hash id, inferred where not given.
     Raises `TraceError`, which names file, line and field.
     """
-    if str(source).startswith(_PREFIX):
-        return builtin.generate(str(source).removeprefix(_PREFIX), count or DEFAULT_COUNT, seed)
+    if str(source).startswith(PREFIX):
+        return builtin.generate(str(source).removeprefix(PREFIX), count or DEFAULT_COUNT, seed)
     path = Path(source)
     if path.is_dir():
         files = sorted(path.glob("*.json"))
@@ -51,7 +51,7 @@ def load(
     try:
         data = path.read_bytes()
     except OSError as error:
-        hint = f"; built in are {', '.join(_PREFIX + name for name in BUILTIN)}"
+        hint = f"; built in are {', '.join(PREFIX + name for name in BUILTIN)}"
         raise TraceError(f"{path}: cannot read the trace: {error.strerror}{hint}") from error
     fields = _fields(path, data)
     if "calls" in fields:
