@@ -1,6 +1,6 @@
 """What a scheduling step costs with saga, beside stock, on vLLM's real scheduler.
 
-    .venv/bin/python -m benchmarks.scheduler_cost [--running 256] [--waiting 2000]
+    .venv/bin/python -m benchmarks.overhead [--running 256] [--waiting 2000]
 
 Steady decode with a full waiting queue; every request is a call of a known session. Both schedulers
 take turns in short rounds, so that a noisy machine disturbs both alike. The time of one step is
