@@ -59,7 +59,7 @@ def main(
     (output / "points").mkdir(parents=True, exist_ok=True)
     for name in _split(workloads):
         trace, source = load(name, traces, sessions)
-        for label, asked in _loads(overcommit, open_loop):
+        for label, asked in _loads(name, overcommit, open_loop):
             path = output / "points" / f"{name}-{label}.json"
             if path.exists():
                 continue
@@ -85,11 +85,13 @@ def main(
     console.print(f"summary: {output / 'summary.md'}", highlight=False)
 
 
-def _loads(overcommit: str, open_loop: str) -> Iterator[tuple[str, loads.Load]]:
+def _loads(name: str, overcommit: str, open_loop: str) -> Iterator[tuple[str, loads.Load]]:
+    # The tenants' mix lies in their arrivals: keep it, whatever the rate.
+    arrivals = "trace,rate=" if name == "W6" else ""
     for factor in _split(overcommit):
         yield f"overcommit-{factor}", loads.parse(f"overcommit:{factor}")
     for percent in _split(open_loop):
-        yield f"open-auto{percent}", loads.parse(f"open:auto{percent}")
+        yield f"open-auto{percent}", loads.parse(f"open:{arrivals}auto{percent}")
 
 
 def _split(text: str) -> list[str]:

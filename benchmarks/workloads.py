@@ -46,6 +46,7 @@ def load(name: str, traces: Path | None, count: int) -> tuple[list[Session], str
     if traces and files and not found:
         raise TraceError(f"{traces}: has none of {', '.join(workload.files)} ({name})")
     if not found:
-        return formats.load(f"builtin:{workload.builtin}", count, 0), f"builtin:{workload.builtin}"
+        source = f"{formats.PREFIX}{workload.builtin}"
+        return formats.load(source, 2 * count), source
     sessions = [session for file in found for session in formats.load(file, None, 0)]
     return sessions, " + ".join(file.name for file in found)
