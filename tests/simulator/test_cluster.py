@@ -144,10 +144,20 @@ class Forgetful(Policy):
         return call.session.number < 2
 
 
-def test_a_policy_that_forgets_calls_is_found_out():
+class ForgetfulClock(Forgetful):
+    tick_s = 60.0
+
+
+@pytest.mark.parametrize("policy", [Forgetful, ForgetfulClock])
+def test_a_policy_that_forgets_calls_is_found_out(policy):
     setup = Setup(many(4), SMALL, least_loaded, lanes=4)
     with pytest.raises(Stuck, match="2 sessions are left"):
-        Cluster(setup, Forgetful).run()
+        Cluster(setup, policy).run()
+
+
+def test_a_call_larger_than_the_pool_is_refused():
+    with pytest.raises(ValueError, match="does not fit the KV pool of 16000"):
+        Cluster(Setup([agent(0, first=20_000)], SMALL, least_loaded), Policy)
 
 
 class Mover(Policy):

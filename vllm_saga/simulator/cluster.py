@@ -22,6 +22,8 @@ Event = Callable[[], None]
 # At one moment: calls arrive, then policies look around, then engines schedule.
 _CALLS, _TICKS, _ENGINES = range(3)
 _SAMPLES = 400
+# Longer than any policy's own limit on a hold.
+_STUCK_S = 7200.0
 
 
 class Stuck(RuntimeError):
@@ -92,10 +94,15 @@ class Cluster:
         self._start()
         if self.policy.tick_s:
             self._at(self.policy.tick_s, _TICKS, self._tick)
+        last_s = 0.0
         while self._left and self._events:
-            when, _, _, event = heapq.heappop(self._events)
+            when, kind, _, event = heapq.heappop(self._events)
             if when > until_s:
                 return
+            if kind != _TICKS:
+                last_s = when
+            elif when - last_s > _STUCK_S and not any(self._in_flight()):
+                break
             self.now = when
             event()
         if self._left:
@@ -252,6 +259,10 @@ class Cluster:
         longest = max(
             (call.context_tokens for session in setup.sessions for call in session.calls), default=1
         )
+        if longest > hardware.kv_tokens:
+            raise ValueError(
+                f"a call of {longest} tokens does not fit the KV pool of {hardware.kv_tokens}"
+            )
         kind = policy.scheduler_class(setup.overlapping) or "stock"
         scheduler = make_scheduler(
             kind,

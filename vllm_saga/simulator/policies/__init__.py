@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 from vllm_saga.simulator.policies.base import ClusterView, Policy
+from vllm_saga.simulator.policies.continuum import Continuum
+from vllm_saga.simulator.policies.farthest_next_use import FarthestNextUse
+from vllm_saga.simulator.policies.fixed_ttl import FixedTTL
+from vllm_saga.simulator.policies.kvflow import KVFlow
+from vllm_saga.simulator.policies.plas import Plas
 from vllm_saga.simulator.policies.saga import Saga, SagaLineage
 from vllm_saga.simulator.policies.saga_oracle import SagaOracle
+from vllm_saga.simulator.policies.saga_paper import SagaPaper
 from vllm_saga.simulator.policies.session_age import SessionAge
 from vllm_saga.simulator.policies.static_cap import StaticCap
+from vllm_saga.simulator.policies.thunderagent import ThunderAgent
 
 PolicyMaker = Callable[[ClusterView], Policy]
 
@@ -16,13 +24,22 @@ PolicyMaker = Callable[[ClusterView], Policy]
 PLAIN: dict[str, PolicyMaker] = {
     "vllm": Policy,
     "vllm-priority": SessionAge,
+    "thunderagent": ThunderAgent,
+    "thunderagent-origin": partial(ThunderAgent, origin_only=True),
+    "thunderagent-chars": partial(ThunderAgent, from_chars=True),
+    "continuum": Continuum,
+    "kvflow": KVFlow,
+    "plas": Plas,
+    "saga-paper": SagaPaper,
+    "farthest-next-use": FarthestNextUse,
     "saga": Saga,
     "saga-lineage": SagaLineage,
     "saga-oracle": SagaOracle,
 }
 #: name -> (parameter's letter, its type, maker): written `name:VALUE`.
 WITH_PARAMETER: dict[str, tuple[str, type[int] | type[float], Callable[..., Policy]]] = {
-    "static-cap": ("N", int, StaticCap),
+    "static-cap": ("N|auto", int, StaticCap),
+    "fixed-ttl": ("S", float, FixedTTL),
 }
 BASELINE = "vllm"
 
@@ -42,7 +59,7 @@ def maker(name: str) -> PolicyMaker:
             parameter = kind(value)
         except ValueError:
             parameter = kind(0)
-        if not parameter > 0:
+        if not 0 < parameter < float("inf"):
             raise UnknownPolicy(f"{name!r}: {head} needs a number above 0, as {head}:{letter}")
         return lambda cluster: make(cluster, parameter)
     raise UnknownPolicy(f"{name!r} is no policy. Known: {', '.join(names())}")
