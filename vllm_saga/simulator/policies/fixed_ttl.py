@@ -2,39 +2,31 @@
 
 from __future__ import annotations
 
-from vllm_saga.policy.retention import DEAD, KeepRank
 from vllm_saga.simulator.policies.base import ClusterView
-from vllm_saga.simulator.policies.ranked import RankedPolicy
-from vllm_saga.simulator.records import Thread
+from vllm_saga.simulator.policies.continuum import Continuum
+from vllm_saga.simulator.records import LiveCall
 
 
-class FixedTTL(RankedPolicy):
+class FixedTTL(Continuum):
     """A context is kept for `ttl_s` seconds after its call ended; then it is plain LRU.
 
-    Source: the fixed 2 s pin of Continuum's public preview (arXiv 2511.02230) and the cache
-    lifetimes that providers sell (5 min, 1 h). Admission, queue order and placement are stock's.
+    Source: the public preview of Continuum (arXiv 2511.02230), which pins for a constant 2 s, and
+    the cache lifetimes that providers sell (5 min, 1 h). Kept means pinned, and queue order and
+    the end of pins under need are those of `Continuum`: only its estimate of τ is replaced by the
+    constant, after every call whatever follows it.
 
-    Where such systems differ or say nothing:
+    A fixed time that only orders eviction (kept contexts last, LRU among the rest) would be LRU by
+    another name: those within their time are always the ones used last. What a fixed time adds is
+    that new calls wait for it, and that calls whose context is kept go first; with order of arrival
+    instead, tasks took more than twice as long here.
 
-    * Kept means last in the order of eviction, not pinned: if everything is within its time and a
-      block is needed, the context nearest to its expiry goes. A pin would stop the engine.
-    * A call that is issued in time keeps its context until it has run, however long it queues: it
-      is the gap that is bridged. One that comes too late finds what LRU has left.
-    * Ends of sessions and of their sub-agents are signalled, and their contexts go first.
-    * A prefix that several live contexts share outlives its owners' time (`RetentionQueue`).
+    Deviations: those of `Continuum`; and the preview does not pin after tools that take longer than
+    2 s on average, where this pins always.
     """
 
     def __init__(self, cluster: ClusterView, ttl_s: float) -> None:
         super().__init__(cluster)
         self._ttl_s = ttl_s
 
-    def keep_rank(self, thread: Thread) -> KeepRank:
-        call, idle_since = thread.call, thread.idle_since
-        if call is not None:
-            begun = call.cached_tokens >= 0
-            in_time = begun or call.issued_s - idle_since <= self._ttl_s
-        elif thread.ended:
-            return DEAD
-        else:
-            in_time = self.cluster.now() - idle_since <= self._ttl_s
-        return (3 if in_time else 2, idle_since)
+    def ttl_s(self, call: LiveCall) -> float:
+        return self._ttl_s

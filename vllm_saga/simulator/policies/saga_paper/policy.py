@@ -26,9 +26,9 @@ _DROPPED, _UNPROTECTED, _PROTECTED = 1, 2, 3
 
 
 class SagaPaper(RankedPolicy):
-    """SAGA (arXiv 2605.00528) as published: graph, cache, TTL, routing, stealing, fairness.
+    """SAGA (arXiv 2605.00528) as published: graph, cache, time to live, engines, fairness.
 
-    Source: the paper's equations, as an independent re-implementation from its second version cites
+    Source: the paper's equations, as an independent re-implementation of its second version cites
     them (https://github.com/HCAHOI/agent-sched-bench, `scripts/baselines/saga_reproduction.py`).
     Values with a star are not known from the paper itself, but from a repository that calls itself
     its artefact without proof; of that, values only.
@@ -52,28 +52,30 @@ class SagaPaper(RankedPolicy):
       (deadline - now), deadline = arrival + 1.5* expected completion; recomputed every 100 ms*, and
       waiting calls are ordered by it.
 
-    What the paper leaves open, as decided here, in its favour where runs told a difference:
+    What the paper leaves open is decided in its favour; where runs on traces of coding agents told
+    a difference, it is given as how much longer tasks took otherwise:
 
     * Type of agent: its system prompt and tools, and the product until 30 runs of these are known;
-      sub-agents apart. `history` are sessions seen before the run, since a young system is as good
-      as LRU. A thread of calls is what the cache rules mean by a session.
+      sub-agents apart. `history` are sessions seen before the run: until 30 have ended nothing is
+      known (1.6 times). A thread of calls is what the cache rules mean by a session.
     * Termination counts as a successor. A tool with less than 20 latencies borrows all tools'.
+    * Contexts within their time to live are given up "when allocation must progress": to a call
+      that runs, or if none does. Other calls wait (vLLM's watermark; otherwise 1.4 times).
     * Memory used is what running calls and contexts not yet dropped take, at most what is there. A
       pool that counts whatever is still cached is always full: then m is 1, nothing is spared
       from dropping, and neither threshold means anything.
     * Dropped contexts are the first to die, and are hit if they return before that. A context whose
-      next call waits in the engine is in use, as protected as one in its time to live.
+      next call waits in the engine ranks with those in their time to live.
     * Prefixes that several live contexts share die last (`RetentionQueue`): one of the owners is
       nearly always protected.
     * Batch and memory in `load` are running calls over `max_num_seqs`, and memory used.
     * Overloaded is by the load ratio alone. The code also takes any queue of two for an overload*;
-      then half of all calls are moved, which costs more than it gives. No time of stickiness
-      after a move is known; there is none.
+      then half of all calls move (1.1 times). No time of stickiness is known; there is none.
     * Remaining work: mean of the steps left in longer runs so far, x mean seconds of a step alone
-      on an engine. Overdue tasks keep the slack of one step. In a tenant the task with the larger
-      term of the sum goes first: without that AFS would do nothing for one tenant, for which the
-      paper reports a gain. (Dropping overdue tasks from the sum, as the re-implementation does, or
-      order of arrival within a tenant, made completions 30 % slower.)
+      on an engine. Overdue tasks keep the slack of one step (1.6 times if they drop out of the sum,
+      as in the re-implementation, which rejects them). Within a tenant the task with the larger
+      term goes first (1.6 times with order of arrival): the paper reports what AFS gains for a
+      single tenant, where the sums decide nothing.
 
     What is not there: prefetch of KV from host memory (no host tier is simulated); preemption of a
     call that has blocked another for 500 ms* (vLLM preempts when memory runs out, by rank); graphs
