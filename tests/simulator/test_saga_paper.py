@@ -18,9 +18,7 @@ from vllm_saga.simulator.policies.base import ClusterView
 from vllm_saga.simulator.policies.ranked import RankedPolicy, RankedScheduler
 from vllm_saga.simulator.policies.saga_paper import SagaPaper, balance
 from vllm_saga.simulator.policies.saga_paper.fairness import AgentFairShare, reorder
-from vllm_saga.simulator.policies.saga_paper.formulas import (
-    COLD_START,
-)
+from vllm_saga.simulator.policies.saga_paper.formulas import COLD_START
 from vllm_saga.simulator.policies.saga_paper.graph import Run
 from vllm_saga.simulator.policies.saga_paper.memory import Memory, Resident
 from vllm_saga.simulator.records import LiveCall, LiveSession, Thread

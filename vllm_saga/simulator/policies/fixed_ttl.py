@@ -18,7 +18,7 @@ class FixedTTL(Continuum):
     A fixed time that only orders eviction (kept contexts last, LRU among the rest) would be LRU by
     another name: those within their time are always the ones used last. What a fixed time adds is
     that new calls wait for it, and that calls whose context is kept go first; with order of arrival
-    instead, tasks took more than twice as long here.
+    instead, tasks took 1.6 to 3 times as long here.
 
     Deviations: those of `Continuum`; and the preview does not pin after tools that take longer than
     2 s on average, where this pins always.

@@ -72,10 +72,10 @@ class SagaPaper(RankedPolicy):
     * Overloaded is by the load ratio alone. The code also takes any queue of two for an overload*;
       then half of all calls move (1.1 times). No time of stickiness is known; there is none.
     * Remaining work: mean of the steps left in longer runs so far, x mean seconds of a step alone
-      on an engine. Overdue tasks keep the slack of one step (1.6 times if they drop out of the sum,
-      as in the re-implementation, which rejects them). Within a tenant the task with the larger
-      term goes first (1.6 times with order of arrival): the paper reports what AFS gains for a
-      single tenant, where the sums decide nothing.
+      on an engine. Overdue tasks keep the slack of one step (1.5 to 1.7 times if they drop out of
+      the sum, as in the re-implementation, which rejects them). Within a tenant the task with the
+      larger term goes first (as much with order of arrival): the paper reports what AFS gains for
+      a single tenant, where the sums decide nothing.
 
     What is not there: prefetch of KV from host memory (no host tier is simulated); preemption of a
     call that has blocked another for 500 ms* (vLLM preempts when memory runs out, by rank); graphs
