@@ -62,6 +62,7 @@ def run(
         "kv_held_hit_token_s": 100.0,
         "preemptions": 3,
         "steps": 200,
+        "schedulings": 200,
         "scheduler_s": 0.02,
         "wall_s": 1.5,
     }

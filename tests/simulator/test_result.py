@@ -152,7 +152,7 @@ def test_a_call_in_the_middle_of_its_output_is_answered_but_makes_no_tokens() ->
 
 
 def test_a_run_without_anything_has_no_numbers_and_no_nan() -> None:
-    nothing = run([], ended_s=0.0, steps=0, kv_capacity_token_s=0.0)
+    nothing = run([], ended_s=0.0, steps=0, schedulings=0, kv_capacity_token_s=0.0)
     for name in ("kv_running_token_s", "kv_cached_token_s", "kv_held_hit_token_s"):
         setattr(nothing, name, 0.0)
     summary = result.summarise(nothing)

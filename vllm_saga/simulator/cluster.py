@@ -32,7 +32,10 @@ class Stuck(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class Setup:
-    """What a run needs besides its policy. `arrivals_s` (open loop) or `lanes` (closed loop)."""
+    """What a run needs besides its policy. `arrivals_s` (open loop) or `lanes` (closed loop).
+
+    cruises: stretches of pure decode may be scheduled at once (cruise.py).
+    """
 
     sessions: Sequence[trace.Session]
     hardware: Hardware
@@ -41,6 +44,7 @@ class Setup:
     arrivals_s: Sequence[float] | None = None
     replicas: int = 1
     overlapping: bool = True
+    cruises: bool = True
     knobs: dict[str, Any] = field(default_factory=dict)
 
 
@@ -67,7 +71,7 @@ class Cluster:
         self.now = 0.0
         self.sessions: list[LiveSession] = []
         self.timeline: list[tuple[float, float, float]] = []
-        self._sample_every = 1
+        self._advances, self._sample_every = 0, 1
         self._on_progress = on_progress
         self._placement = setup.placement()
         self._events: list[tuple[float, int, int, Event]] = []
@@ -81,7 +85,7 @@ class Cluster:
                 hardware=setup.hardware,
                 now=lambda: self.now,
                 in_flight=self._in_flight,
-                kv_in_use=lambda replica: self.replicas[replica].kv_tokens(),
+                kv_in_use=self._kv_in_use,
                 submit=self._submit,
                 move=self._move,
             )
@@ -183,6 +187,11 @@ class Cluster:
         self._send(call, self.replicas[call.replica].withdraw(call), to)
         return True
 
+    def _kv_in_use(self, replica: int) -> tuple[int, int]:
+        self.replicas[replica].settle(self.now)
+        self._wake(replica)
+        return self.replicas[replica].kv_tokens()
+
     def _in_flight(self) -> list[int]:
         return [replica.calls_in_flight for replica in self.replicas]
 
@@ -242,8 +251,8 @@ class Cluster:
 
     def _sample(self) -> None:
         """Keep between 200 and 400 evenly spread samples of the pools."""
-        steps = self.replicas[0].steps
-        if steps % self._sample_every:
+        self._advances += 1
+        if self._advances % self._sample_every:
             return
         tokens = [replica.kv_tokens() for replica in self.replicas]
         running, cached = (sum(column) for column in zip(*tokens, strict=True))
@@ -281,6 +290,7 @@ class Cluster:
             scheduler,
             hardware,
             overlapping=setup.overlapping,
+            cruises=policy.cruises and setup.cruises,
             on_finish=self._finished,
             before_step=lambda: policy.before_step(index, scheduler),
         )

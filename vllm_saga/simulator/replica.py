@@ -10,10 +10,12 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_saga.simulator.content import CallContent
+from vllm_saga.simulator.cruise import Cruise, plan
 from vllm_saga.simulator.hardware import Batch, Hardware
 from vllm_saga.simulator.records import LiveCall
 
@@ -55,7 +57,8 @@ class Replica:
     """Runs calls through one scheduler; `due_s` says when `advance` wants to be called next.
 
     An asynchronous scheduler works one step ahead of the model, as vLLM's engine core does: step
-    k+1 is scheduled while step k computes, and sees the outputs of step k-1.
+    k+1 is scheduled while step k computes, and sees the outputs of step k-1. With `cruises`,
+    stretches of pure decode are scheduled at once (cruise.py).
     """
 
     def __init__(
@@ -64,6 +67,7 @@ class Replica:
         hardware: Hardware,
         *,
         overlapping: bool,
+        cruises: bool,
         on_finish: Callable[[LiveCall], None],
         before_step: Callable[[], None],
     ) -> None:
@@ -72,9 +76,12 @@ class Replica:
         self.due_s = math.inf
         self.kv_time = KVTime()
         self.steps = 0
+        self.schedulings = 0
         self.preemptions = 0
         self.scheduler_wall_s = 0.0
         self._depth = 2 if overlapping else 1
+        self._cruises = cruises
+        self._cruise: Cruise | None = None
         self._on_finish = on_finish
         self._before_step = before_step
         self._now = 0.0
@@ -89,6 +96,7 @@ class Replica:
 
     def submit(self, call: LiveCall, content: CallContent, now: float, **options: Any) -> None:
         """A call reaches the engine. options: `session_id`, `priority`."""
+        self.settle(now)
         self._account(now)
         request = Request(
             request_id=call.id,
@@ -112,6 +120,7 @@ class Replica:
 
     def advance(self, now: float) -> None:
         """Take the results of steps that are ready, and schedule the next ones."""
+        self.settle(now)
         self._account(now)
         while self._steps and self._steps[0].end_s <= now:
             self._collect(self._steps.popleft())
@@ -119,10 +128,28 @@ class Replica:
             if not self._schedule(now):
                 break
         if self._steps:
-            self.due_s = self._steps[0].end_s
+            if self._cruises and len(self._steps) == self._depth:
+                ends = [step.end_s for step in self._steps]
+                self._cruise = plan(self.scheduler, self.hardware, ends, self._left())
+            self.due_s = self._cruise.due_s if self._cruise else self._steps[0].end_s
         else:
             waiting = self.scheduler.has_unfinished_requests()
             self.due_s = now + _POLL_S if waiting else math.inf
+
+    def settle(self, now: float) -> None:
+        """Schedule what went by without it: be where stepwise scheduling would be before `now`."""
+        cruise, self._cruise = self._cruise, None
+        if cruise is None:
+            return
+        done, depth, ends = cruise.finished_before(now), cruise.in_flight, cruise.ends
+        for _ in range(min(done, depth)):
+            self._account(self._steps[0].end_s)
+            self._collect(self._steps.popleft())
+        if done > depth:
+            self._jump(done - depth, ends[done - 1])
+        for index in range(max(done, depth), done + depth):
+            self._schedule(ends[index - 1])
+        self.due_s = self._steps[0].end_s
 
     def kv_tokens(self) -> tuple[int, int]:
         """Tokens of KV now: (of calls in flight, free but still known)."""
@@ -138,9 +165,7 @@ class Replica:
     def _schedule(self, now: float) -> bool:
         """Schedule one step; returns whether the model has something to do."""
         self._before_step()
-        began = time.perf_counter()
-        output = self.scheduler.schedule()
-        self.scheduler_wall_s += time.perf_counter() - began
+        output = self._timed(self.scheduler.schedule)
         for new in output.scheduled_new_reqs:
             self._note_hit(self._calls[new.req_id].call, new.num_computed_tokens, now)
         requests = self.scheduler.requests
@@ -158,6 +183,43 @@ class Replica:
             self._collect(step)
         return False
 
+    def _timed(self, schedule: Callable[[], Any]) -> Any:
+        began = time.perf_counter()
+        output = schedule()
+        self.scheduler_wall_s += time.perf_counter() - began
+        self.schedulings += 1
+        return output
+
+    def _left(self) -> dict[str, int]:
+        """Output tokens that calls in flight lack once the steps in flight are done."""
+        left = {
+            request.request_id: len(flight.content.output) - flight.made
+            for request in self.scheduler.running
+            if (flight := self._calls.get(request.request_id)) is not None
+        }
+        for step in self._steps:
+            for request_id, due in step.samples:
+                if due and request_id in left:
+                    left[request_id] -= 1
+        return left
+
+    def _jump(self, count: int, end_s: float) -> None:
+        """Schedule `count` decode steps at once, the last of which ended at `end_s`."""
+        before = self.kv_tokens()
+        for request in self.scheduler.running:
+            request.spec_token_ids = [0] * (count - 1)
+        # vLLM's own: nobody is let in before the stretch is over.
+        output = self._timed(lambda: Scheduler.schedule(self.scheduler))
+        scheduled = output.num_scheduled_tokens
+        if any(tokens != count for tokens in scheduled.values()):
+            raise RuntimeError(f"not {count} decode steps: {scheduled}")
+        self.steps += count
+        after = self.kv_tokens()
+        passed = end_s - self._now
+        self.kv_time.running += passed * (before[0] + after[0]) / 2
+        self.kv_time.cached += passed * (before[1] + after[1]) / 2
+        self._collect(_Step(output, [(request_id, True) for request_id in scheduled], end_s), count)
+
     def _batch(self, output: Any) -> Batch:
         requests = self.scheduler.requests
         new = pairs = kv = 0
@@ -170,13 +232,15 @@ class Replica:
             pairs += count * after - count * (count - 1) // 2
         return Batch(new, len(scheduled), pairs, kv)
 
-    def _collect(self, step: _Step) -> None:
-        """Hand the step's tokens to the scheduler, as the model runner would."""
+    def _collect(self, step: _Step, tokens: int = 1) -> None:
+        """Hand the step's tokens, so many a call, to the scheduler, as the model runner would."""
         self._now = max(self._now, step.end_s)
         runner = ModelRunnerOutput(
             req_ids=[request_id for request_id, _ in step.samples],
             req_id_to_index={rid: index for index, (rid, _) in enumerate(step.samples)},
-            sampled_token_ids=[self._sample(rid) if due else [] for rid, due in step.samples],
+            sampled_token_ids=[
+                self._sample(rid, tokens) if due else [] for rid, due in step.samples
+            ],
         )
         began = time.perf_counter()
         results = self.scheduler.update_from_output(step.output, runner)
@@ -185,11 +249,12 @@ class Replica:
             for item in result.outputs:
                 self._deliver(item, step.end_s)
 
-    def _sample(self, request_id: str) -> list[int]:
+    def _sample(self, request_id: str, count: int) -> list[int]:
         flight = self._calls.get(request_id)
         if flight is None:
-            return [0]
-        return [flight.content.output[min(flight.made, len(flight.content.output) - 1)]]
+            return [0] * count
+        first = min(flight.made, len(flight.content.output) - count)
+        return flight.content.output[first : first + count]
 
     def _deliver(self, item: Any, now: float) -> None:
         flight = self._calls[item.request_id]

@@ -39,7 +39,8 @@ class RunResult:
     alone on an idle engine; needed for every finished session. ended_s: virtual time of the end
     (the start is 0). kv_*_token_s: token-seconds, summed over replicas; capacity is all there is,
     running belongs to running calls, cached is free but still in the prefix cache, and held_hit is
-    the part of cached that was later hit. scheduler_s, wall_s: seconds of this machine's clock, in
+    the part of cached that was later hit. schedulings: calls of the scheduler, each for one step
+    or for a stretch of them. scheduler_s, wall_s: seconds of this machine's clock, in
     the scheduler and in all. timeline: (time, running tokens, cached tokens), each valid until the
     next sample.
     """
@@ -55,6 +56,7 @@ class RunResult:
     kv_held_hit_token_s: float
     preemptions: int
     steps: int
+    schedulings: int
     scheduler_s: float
     wall_s: float
     timeline: list[tuple[float, float, float]] = field(default_factory=list)
@@ -125,7 +127,7 @@ def summarise(run: RunResult) -> Json:
         "kv_time": kv_time(run),
         "preemptions": run.preemptions,
         "unfinished": len(run.sessions) - len(completions),
-        "scheduler_us_per_step": _over(1e6 * run.scheduler_s, run.steps),
+        "scheduler_us_per_step": _over(1e6 * run.scheduler_s, run.schedulings),
         "sessions": len(run.sessions),
         "calls": len(calls),
         "unanswered_calls": len(unanswered),

@@ -56,7 +56,7 @@ class Experiment:
             raise TypeError(f"resolve {self.load} first")
         return Setup(
             sessions, self.hardware, PLACEMENTS[self.placement], lanes, arrivals,
-            self.replicas, self.overlapping, dict(self.knobs),
+            self.replicas, self.overlapping, knobs=dict(self.knobs),
         )  # fmt: skip
 
     def _alone(self, call: Call) -> float:
@@ -108,6 +108,7 @@ def run_setup(
         kv_held_hit_token_s=sum(min(r.kv_time.held_hit, r.kv_time.cached) for r in replicas),
         preemptions=sum(r.preemptions for r in replicas),
         steps=sum(r.steps for r in replicas),
+        schedulings=sum(r.schedulings for r in replicas),
         scheduler_s=sum(r.scheduler_wall_s for r in replicas),
         wall_s=time.perf_counter() - began,
         timeline=cluster.timeline,

@@ -45,6 +45,8 @@ class Policy:
     ordering = "fcfs"
     #: Seconds between two `on_tick`; None: never.
     tick_s: float | None = None
+    #: Whether nothing but calls that come and end changes what it wants of calls that decode.
+    cruises = True
     #: Whether requests carry a session id into the engine.
     sends_session_id = False
 

@@ -98,6 +98,7 @@ class Plas(Policy):
     """
 
     ordering = "priority"
+    cruises = False
 
     def __init__(
         self,
