@@ -39,6 +39,7 @@ class FakeServer:
         self.strangers = 0
         self.late = 0.0
         self.key: str | None = None
+        self.waiting: list[tuple[int, ...]] = []
 
     async def models(self, _: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": "model", "max_model_len": 4096}]})
@@ -55,15 +56,27 @@ class FakeServer:
         if self.key and request.headers.get("Authorization") != f"Bearer {self.key}":
             raise web.HTTPUnauthorized
         body = await request.json()
-        prompts, output = body["prompt"], body["max_tokens"]
-        if max(map(max, prompts)) >= self.vocabulary:
-            raise web.HTTPBadRequest
-        assert body["ignore_eos"]
-        grown = self._run([tuple(prompt) for prompt in prompts], output)
+        assert body["ignore_eos"] and body["stream"]
+        if max(body["prompt"]) >= self.vocabulary:
+            # As vLLM does: a stream has status 200 even if it only says what is wrong.
+            return web.Response(text='data: {"error": {"message": "token id out of range"}}')
+        # Calls that come together run together.
+        self.waiting.append(tuple(body["prompt"]))
+        if len(self.waiting) == 1:
+            self.batch = asyncio.create_task(self._run_waiting(body["max_tokens"]))
+        await self.batch
+        return web.Response(text="data: [DONE]")
+
+    async def _run_waiting(self, output: int) -> None:
+        seen = 0
+        while seen < len(self.waiting):
+            seen = len(self.waiting)
+            await asyncio.sleep(0.02)
+        prompts, self.waiting = self.waiting, []
+        grown = self._run(prompts, output)
         if self.strangers:
             grown["finished"] += self.strangers
         asyncio.get_running_loop().call_later(self.late, self._count, grown)
-        return web.json_response({"choices": []})
 
     def _count(self, grown: dict[str, float]) -> None:
         for name, value in grown.items():
@@ -259,3 +272,12 @@ def test_planning_is_quick() -> None:
     for probe in calibrate.plan(426_000, 131_072, 8192, 1024):
         list(calibrate.steps(probe, probe.context, 8192, 1024))
     assert time.perf_counter() - began < 2
+
+
+def test_what_a_call_spends_outside_grows_with_the_streams_in_flight() -> None:
+    seconds = {1: [0.008, 0.009, 0.2], 4: [0.015], 16: [0.038, 0.040, 0.039]}
+    alone, more = calibrate._outside(seconds)
+    assert alone == 0.009
+    assert more == pytest.approx(0.002)
+    assert calibrate._outside({1: [0.01], 4: [0.005]}) == (0.01, 0.0)
+    assert calibrate._outside({1: [0.01]}) == (0.01, 0.0)

@@ -219,3 +219,16 @@ def test_unknown_names_say_what_there_is():
         policies.maker("nonsense")
     with pytest.raises(policies.UnknownPolicy, match="static-cap:N"):
         policies.maker("static-cap:none")
+
+
+def test_a_call_reaches_the_engine_later_the_more_are_in_flight():
+    slow = msgspec.structs.replace(SMALL, request_s=0.25, contention_s=0.5)
+    run = Cluster(Setup([agent(k, calls=1) for k in range(3)], slow, least_loaded, lanes=3), Policy)
+    run.run()
+    assert [s.calls[0].submitted_s for s in run.sessions] == [0.25] * 3
+    staggered = Cluster(
+        Setup([agent(k, calls=1) for k in range(3)], slow, least_loaded, arrivals_s=[0, 0.3, 0.31]),
+        Policy,
+    )
+    staggered.run()
+    assert [s.calls[0].submitted_s for s in staggered.sessions] == pytest.approx([0.25, 1.05, 1.06])

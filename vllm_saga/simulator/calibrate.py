@@ -5,7 +5,7 @@ Each finished call leaves in the server's /metrics what the engine core's own cl
 (first to last token). So we send calls of known size, one probe at a time, read the growth of
 those sums, work out which steps vLLM's scheduler makes of a probe, and find the coefficients with
 which these steps add up to the seconds measured. The way over HTTP is in neither figure: it is what
-short calls take longer at the client.
+calls take longer at the client, and grows with the streams that one API server has to write.
 
 vLLM's per-step log (`--enable-logging-iteration-details`) is not used. It does not tell how long
 the contexts are, and its time starts once the step has been handed to the model's worker: what
@@ -20,7 +20,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import asynccontextmanager
 from pathlib import Path
-from statistics import median
+from statistics import fmean, median
 from typing import Any, NamedTuple
 
 import aiohttp
@@ -41,7 +41,8 @@ _METRICS_S, _IDLE_S, _CALL_S = 5.0, 30.0, 900.0
 
 _PREFILL = "vllm:request_prefill_time_seconds_sum"
 _DECODE = "vllm:request_decode_time_seconds_sum"
-#: Not a metric: seconds from sending the calls to their answer.
+_QUEUE = "vllm:request_queue_time_seconds_sum"
+#: Not a metric: mean seconds from sending a call to the end of its answer.
 _CLIENT = "client_s"
 _COMPUTED = "vllm:request_prefill_kv_computed_tokens_sum"
 _FINISHED = "vllm:request_prefill_time_seconds_count"
@@ -131,6 +132,17 @@ def _samples(
     return samples
 
 
+def _outside(seconds: Mapping[int, list[float]]) -> tuple[float, float]:
+    """Seconds a call spends outside the engine: alone, and more for each other call in flight.
+
+    seconds: measured, by the number of calls in flight.
+    """
+    typical = {calls: median(own) for calls, own in seconds.items()}
+    alone = max(typical.pop(1, 0.0), 0.0)
+    more = [(taken - alone) / (calls - 1) for calls, taken in typical.items()]
+    return alone, max(median(more), 0.0) if more else 0.0
+
+
 # -- server -----------------------------------------------------------------------------------
 
 
@@ -166,15 +178,26 @@ class _Server:
         ids = range(3, self._top_id)
         return [self._random.choices(ids, k=probe.prompt) for _ in range(probe.calls)]
 
-    async def complete(self, prompts: list[list[int]], output: int) -> None:
+    async def complete(self, prompts: list[list[int]], output: int) -> float:
+        """Send each prompt as a stream of its own, as clients do; mean seconds a call took."""
+        return fmean(await asyncio.gather(*(self._stream(prompt, output) for prompt in prompts)))
+
+    async def _stream(self, prompt: list[int], output: int) -> float:
         body = {
             "model": self.model,
-            "prompt": prompts,
+            "prompt": prompt,
             "max_tokens": output,
+            "min_tokens": output,
             "ignore_eos": True,
             "temperature": 0.0,
+            "stream": True,
         }
-        await self._json("POST", "/v1/completions", json=body)
+        began = time.perf_counter()
+        answer = await self._text("POST", "/v1/completions", json=body)
+        took = time.perf_counter() - began
+        if '"error"' in answer:  # a stream has begun with status 200 before it fails
+            raise CalibrationError(f"{self._url}/v1/completions: {answer[:300]}")
+        return took
 
     async def version(self) -> str:
         return str((await self._json("GET", "/version"))["version"])
@@ -227,9 +250,7 @@ class _Server:
     async def _grown(self, prompts: list[list[int]], output: int) -> dict[str, float] | None:
         """What these calls add to the metrics; None if others were counted meanwhile, or none."""
         before, _ = await self.metrics()
-        began = time.perf_counter()
-        await self.complete(prompts, output)
-        took = time.perf_counter() - began
+        took = await self.complete(prompts, output)
         deadline = time.monotonic() + _METRICS_S
         while True:
             # The answer may be here before the metrics know of it.
@@ -300,12 +321,12 @@ async def calibrate(
         todo = probes * rounds
         random.shuffle(todo)
         samples: list[Sample] = []
-        outside: list[float] = []
+        outside: dict[int, list[float]] = {}
         for done, probe in enumerate(todo, start=1):
             grown = await server.measure(probe)
             samples += _samples(probe, grown, max_num_batched_tokens, max_num_seqs)
-            if probe.calls == probe.output == 1:
-                outside.append(grown[_CLIENT] - grown[_PREFILL])
+            in_engine = sum(grown.get(name, 0.0) for name in (_QUEUE, _PREFILL, _DECODE))
+            outside.setdefault(probe.calls, []).append(grown[_CLIENT] - in_engine / probe.calls)
             if progress:
                 progress(done, len(todo))
         try:
@@ -316,6 +337,7 @@ async def calibrate(
             f"fitted to {report.samples} measurements of a vLLM {await server.version()} serving "
             f"{server.model}; median error {100 * report.median_relative_error:.1f} %"
         )
+        request_s, contention_s = _outside(outside)
         hardware = Hardware(
             name=server.model,
             source=source,
@@ -324,7 +346,8 @@ async def calibrate(
             max_num_seqs=max_num_seqs,
             max_num_batched_tokens=max_num_batched_tokens,
             cost=cost,
-            request_s=max(median(outside) + report.latency_s, 0.0),
+            request_s=request_s + report.latency_s,
+            contention_s=contention_s,
         )
     return hardware, report
 

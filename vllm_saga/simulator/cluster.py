@@ -155,7 +155,10 @@ class Cluster:
             thread = session.threads[agent] = Thread(session, agent)
         call = LiveCall(f"{session.id}#{index}", thread, index, self.now)
         session.calls[index] = thread.call = call
-        request_s = self.setup.hardware.request_s
+        hardware = self.setup.hardware
+        request_s = hardware.request_s
+        if hardware.contention_s:
+            request_s += hardware.contention_s * sum(self._in_flight()) / self.setup.replicas
         if request_s:
             self._at(self.now + request_s, _CALLS, lambda: self._admit(call))
         else:

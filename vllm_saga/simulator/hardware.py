@@ -161,7 +161,8 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 
     source: where the figures come from. kv_tokens: KV pool in tokens.
     max_num_seqs, max_num_batched_tokens: vLLM's options of that name. request_s: seconds a call
-    spends outside the engine (HTTP, tokenizer, processes); the presets leave it out.
+    spends outside the engine (HTTP, tokenizer, processes); contention_s: so much more for each
+    other call in flight. The presets leave both out.
     """
 
     name: str
@@ -172,9 +173,10 @@ class Hardware(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     cost: Roofline | Linear
     block_size: int = 16
     request_s: float = 0.0
+    contention_s: float = 0.0
 
     def __post_init__(self) -> None:
-        _check_numbers(self, zero=("request_s",))
+        _check_numbers(self, zero=("request_s", "contention_s"))
         if self.kv_tokens < self.block_size:
             raise HardwareError(
                 f"kv_tokens: {self.kv_tokens} is less than one block of {self.block_size}"
