@@ -42,6 +42,7 @@ def main(
     sessions: Annotated[int, typer.Option(min=1)] = 32,
     lanes: Annotated[int, typer.Option(min=1)] = 12,
     gap_scale: Annotated[float, typer.Option(help="Recorded gaps are multiplied by this.")] = 0.012,
+    mean_prompt_tokens: Annotated[int, typer.Option(min=128, help="To scale to.")] = 1536,
     rounds: Annotated[int, typer.Option(min=1)] = 1,
     seed: int = 0,
     output: Annotated[Path, typer.Option()] = Path("fidelity-report"),
@@ -49,7 +50,7 @@ def main(
     """Calibrate, predict, measure, compare."""
     settings = Settings(
         schedulers=tuple(ARMS), sessions=sessions, lanes=lanes, overcommit=overcommit,
-        mean_prompt_tokens=1536, seed=seed, model=model,
+        mean_prompt_tokens=mean_prompt_tokens, seed=seed, model=model,
         vocabulary=json.loads((model / "config.json").read_text())["vocab_size"],
         gap_scale=gap_scale, rounds=rounds,
     )  # fmt: skip
@@ -59,7 +60,8 @@ def main(
     machine, fit = asyncio.run(measure_machine(plan, settings, output))
     console.print(
         f"calibrated: median error {fit.median_relative_error:.1%}, "
-        f"{machine.request_s * 1e3:.1f} ms a call outside the engine",
+        f"{machine.request_s * 1e3:.1f} ms a call outside the engine, "
+        f"{machine.contention_s * 1e3:.1f} ms more for each other call in flight",
         highlight=False,
     )
     predicted = {arm: predict(plan, settings, machine, arm) for arm in ARMS}

@@ -36,7 +36,11 @@ def write(output: Path) -> None:
         by_workload[point["config"]["workload"]].append(point)
     lines = ["# Sweep", "", *_legend(points), ""]
     for name, own in by_workload.items():
-        lines += [f"## {name}: {own[0]['config']['title']}", ""]
+        config = own[0]["config"]
+        lines += [
+            f"## {name}: {config['title']}", "",
+            f"{config['trace']}, {config['sessions']} sessions a run, {config['seeds']} seeds.", "",
+        ]  # fmt: skip
         for kind in ("overcommit", "open"):
             chosen = sorted((p for p in own if _kind(p) == kind), key=_load)
             if chosen:
@@ -52,8 +56,7 @@ def write(output: Path) -> None:
 def _legend(points: Sequence[Json]) -> Iterable[str]:
     config = points[0]["config"] if points else {}
     yield (
-        f"{config.get('hardware')}, {config.get('kv_tokens'):,} KV tokens, "
-        f"{config.get('sessions')} sessions per run, {config.get('seeds')} seeds. "
+        f"{config.get('hardware')}: {config.get('kv_tokens'):,} KV tokens. "
         "Each cell: how many times shorter the mean task completion is than stock vLLM's "
         "(above 1 is better), and in brackets the p99 step wait in seconds. "
         f"Differences under {TIE:.0%} are ties. "
@@ -74,7 +77,7 @@ def _table(points: Sequence[Json]) -> Iterable[str]:
         _mean(point, rival) / _mean(point, OURS)
         for point, (rival, _) in zip(points, best, strict=True)
     ]
-    yield "| ***saga* against it** | " + " | ".join(f"**{gain:.2f}x**" for gain in gains) + " |"
+    yield "| **saga against it** | " + " | ".join(f"**{gain:.2f}x**" for gain in gains) + " |"
 
 
 def _cell(point: Json, policy: str) -> str:
@@ -121,7 +124,7 @@ def _curve(points: Sequence[Json], path: Path, kind: str) -> None:
     runs: dict[str, list[tuple[float, Json]]] = defaultdict(list)
     for point in points:
         for run in point["runs"]:
-            runs[_plain(run["policy"])].append((_load(point), run))
+            runs[plain(run["policy"])].append((_load(point), run))
     label = "working set / KV pool" if kind == "overcommit" else "% of stock's saturation"
     plots.collapse_curve(runs, path, load_label=label)
 
@@ -157,15 +160,17 @@ def _runs(point: Json, policy: str) -> list[Json]:
 
 
 def _policies(points: Sequence[Json]) -> list[str]:
-    return list(dict.fromkeys(_plain(run["policy"]) for p in points for run in p["runs"]))
+    found = dict.fromkeys(plain(run["policy"]) for p in points for run in p["runs"])
+    return sorted(found, key=lambda name: (name == OURS, name in REFERENCES, name != STOCK))
 
 
 def _named(point: Json, policy: str) -> str | None:
-    """The policy's name in this point: the cap that was found differs from point to point."""
-    return next((run["policy"] for run in point["runs"] if _plain(run["policy"]) == policy), None)
+    """The policy's name in this point."""
+    return next((run["policy"] for run in point["runs"] if plain(run["policy"]) == policy), None)
 
 
-def _plain(policy: str) -> str:
+def plain(policy: str) -> str:
+    """The policy as it is asked for: the cap that was found differs from point to point."""
     return "static-cap:auto" if policy.startswith("static-cap:") else policy
 
 

@@ -2,8 +2,9 @@
 
     .venv/bin/python -m benchmarks.sweep --traces DIR --output results
 
-Each point (one workload under one load) is a file of its own in `output/points`; a point that is
-there already is not run again, so that a sweep can be interrupted and extended.
+Each point (one workload under one load) is a file of its own in `output/points`. A policy that is
+in it already is not run again, unless `--again` names it: a sweep can be interrupted and extended,
+and after a change of one policy only that one (and stock, which it is compared with) has to run.
 """
 
 from __future__ import annotations
@@ -46,6 +47,7 @@ def main(
         str, typer.Option(help="Open loops: % of stock's own saturation, comma-separated.")
     ] = "50,70,80,90,100,115,130",
     policies: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(POLICIES),
+    again: Annotated[str, typer.Option(help="Policies to run again where they have run.")] = "",
     seeds: Annotated[int, typer.Option(min=1)] = 5,
     sessions: Annotated[int, typer.Option(min=1, help="Sessions per run.")] = 64,
     machine: Annotated[str, typer.Option("--hardware")] = "llama3-70b-4xa100",
@@ -61,7 +63,9 @@ def main(
         trace, source = load(name, traces, sessions)
         for label, asked in _loads(name, overcommit, open_loop):
             path = output / "points" / f"{name}-{label}.json"
-            if path.exists():
+            before = json.loads(path.read_text()) if path.exists() else None
+            wanted = _missing(before, _split(policies), _split(again))
+            if not wanted:
                 continue
             began = time.monotonic()
             workload = WORKLOADS[name]
@@ -70,7 +74,7 @@ def main(
                 max_context=workload.max_context,
             )  # fmt: skip
             console.rule(f"{name} {workload.title}, {label}")
-            question, chosen, notes = searched(question, _split(policies), processes)
+            question, chosen, notes = searched(question, wanted, processes)
             jobs = [(question, policy, seed) for policy in chosen for seed in range(seeds)]
             results = run_with_bars(jobs, processes)
             config = {
@@ -78,11 +82,31 @@ def main(
                 "hardware": engine.name, "kv_tokens": engine.kv_tokens, "sessions": sessions,
                 "seeds": seeds, **notes, "took_s": round(time.monotonic() - began),
             }  # fmt: skip
-            document = result.to_json(config, results, "vllm")
+            document = merged(before, result.to_json(config, results, summary.STOCK))
             path.write_text(json.dumps(document, indent=1) + "\n")
             summary.pictures_of_point(results, output / "points" / f"{name}-{label}")
     summary.write(output)
     console.print(f"summary: {output / 'summary.md'}", highlight=False)
+
+
+def _missing(point: summary.Json | None, asked: list[str], again: list[str]) -> list[str]:
+    """What has to run at a point, stock first; nothing if all that is asked has run."""
+    there = {summary.plain(run["policy"]) for run in point["runs"]} if point else set()
+    missing = [name for name in asked if name not in there or name in again]
+    return list(dict.fromkeys([summary.STOCK, *missing])) if missing else []
+
+
+def merged(before: summary.Json | None, new: summary.Json) -> summary.Json:
+    """A point with runs added, or replaced where the policy had run before."""
+    if before is None:
+        return new
+    replaced = {summary.plain(run["policy"]) for run in new["runs"]}
+    kept = {
+        key: [entry for entry in before[key] if summary.plain(entry["policy"]) not in replaced]
+        for key in ("runs", "paired")
+    }
+    config = before["config"] | new["config"]
+    return {"config": config} | {key: new[key] + kept[key] for key in kept}
 
 
 def _loads(name: str, overcommit: str, open_loop: str) -> Iterator[tuple[str, loads.Load]]:

@@ -48,8 +48,20 @@ class SagaConfig(BaseModel):
         lt=1.0,
         description="An idle workflow loses its place when its chance to return falls below this.",
     )
+    price: float = Field(
+        2.0,
+        ge=0.0,
+        description="Weight of the KV that others wait for against the cost of computing a context "
+        "again: 0 = a workflow in a gap keeps its place until it has most likely ended.",
+    )
+    short_first: float = Field(
+        10.0,
+        ge=0.0,
+        description="Seconds by which a workflow counts as younger for every second that it is "
+        "expected to fill the whole KV pool: 0 = oldest first, large = shortest first.",
+    )
     max_hold_s: float = Field(
-        300.0,
+        540.0,
         gt=0.0,
         description="Seconds after which a held call runs whatever the budget says; keep it below "
         "your clients' timeout (Claude Code: 600 s).",

@@ -77,3 +77,31 @@ def test_an_old_habit_is_forgotten():
         if call % 40 == 0:
             model.observe_end()
     assert model.patience_s(0.4) < 1.0
+
+
+@given(st.lists(st.floats(0.02, 500.0), min_size=30, max_size=60), st.integers(0, 30))
+def test_giving_way_is_cheapest_when_it_is_said_to_be(seen, ends):
+    model = GapModel()
+    for gap in seen:
+        model.observe_return(gap)
+    for _ in range(ends):
+        model.observe_end()
+
+    def cost(wait_s: float, again_s: float) -> float:
+        kept = sum(gap if gap <= wait_s else wait_s + again_s for gap in seen)
+        return kept + ends * wait_s
+
+    for again_s in (0.5, 5.0, 50.0):
+        said = cost(model.give_way_s(again_s), again_s)
+        best = min(cost(t, again_s) for t in (0.0, *seen))
+        # Bins are 33 % wide, and the prior and one end count as well.
+        assert said <= 1.4 * best + 6 * again_s
+
+
+@given(gaps, st.floats(0.01, 50.0), st.floats(1.0, 10.0))
+def test_the_dearer_the_later(seen, again_s, factor):
+    model = GapModel()
+    for gap in seen:
+        model.observe_return(gap)
+    assert model.give_way_s(again_s) <= model.give_way_s(factor * again_s)
+    assert model.give_way_s(0.0) == 0.0

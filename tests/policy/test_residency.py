@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_saga.policy.chain import common_prefix
+from vllm_saga.policy.cost import Step
 
 
 def prompt(seed: int, blocks: int) -> list[int]:
@@ -238,3 +239,72 @@ def test_books_balance_and_every_hold_ends(seed, pool, max_hold):
     state = policy.state()
     assert state["sessions"] == state["lineage"] == state["ledger_blocks"] == state["calls"] == 0
     assert state["used_blocks"] == 0
+
+
+def slow_tools(**knobs):
+    """A policy whose agents have gaps of a minute, on an engine that prefills 10,000 tokens/s."""
+    policy = make_policy(pool_blocks=100, growth_reserve=0.0, headroom=0.0, **knobs)
+    for _ in range(200):
+        policy.classes.get(("", None)).gaps.observe_return(60.0)
+        policy.cost.observe(Step(1, 100, 100), 0.01, 0.01)
+    return policy
+
+
+def held_by_an_idle_resident(policy, at=1.0):
+    run_call(policy, arrival("a", prompt(1, 70), "s1"), [], 0.0)
+    policy.on_arrival(arrival("b", prompt(2, 70), "s2"), at)
+    return policy.on_step(at)
+
+
+def test_who_is_away_for_long_gives_way_to_who_waits():
+    policy = slow_tools()
+    assert held_by_an_idle_resident(policy) == ["b"]
+    assert policy.counters["gave_way"] == 1
+    # Its next call waits until the other is away in its turn.
+    policy.on_arrival(arrival("a2", [*prompt(1, 70), 1, 2], "s1", last=True), 60.0)
+    assert policy.is_held("a2")
+    policy.on_finish("b", 70 * BLOCK, 61.0)
+    assert policy.on_step(61.0) == ["a2"]
+    check_integrity(policy)
+
+
+def test_without_a_price_nobody_gives_way():
+    policy = slow_tools(price=0.0)
+    assert held_by_an_idle_resident(policy) == []
+
+
+def test_nobody_gives_way_in_vain():
+    policy = slow_tools()
+    run_call(policy, arrival("a", prompt(1, 30), "s1"), [], 0.0)
+    policy.on_arrival(arrival("b", prompt(2, 60), "s2"), 0.5)
+    policy.on_arrival(arrival("c", prompt(3, 80), "s3"), 1.0)
+    # Even without the first, the third would not fit beside the second.
+    assert policy.on_step(1.0) == []
+    assert policy.counters["gave_way"] == 0
+    check_integrity(policy)
+
+
+def test_nobody_gives_way_while_nobody_waits():
+    policy = slow_tools()
+    run_call(policy, arrival("a", prompt(1, 70), "s1"), [], 0.0)
+    for second in range(1, 50):
+        assert policy.on_step(float(second)) == []
+    assert len(policy.residency.residents) == 1
+
+
+def test_before_steps_were_timed_nobody_gives_way():
+    policy = make_policy(pool_blocks=100, growth_reserve=0.0, headroom=0.0)
+    assert held_by_an_idle_resident(policy) == []
+
+
+def test_small_workflows_enter_before_large_ones_unless_those_waited_long():
+    def order(**knobs):
+        policy = make_policy(pool_blocks=100, growth_reserve=0.0, headroom=0.0, **knobs)
+        policy.on_arrival(arrival("a", prompt(1, 95), "s1", last=True), 1.0)
+        policy.on_arrival(arrival("large", prompt(2, 90), "s2", last=True), 2.0)
+        policy.on_arrival(arrival("small", prompt(3, 10), "s3", last=True), 3.0)
+        policy.on_finish("a", 95 * BLOCK, 4.0)
+        return policy.on_step(4.0)
+
+    assert order(short_first=0.0) == ["large"]
+    assert order(short_first=10.0) == ["small"]

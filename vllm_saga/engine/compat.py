@@ -18,6 +18,7 @@ TESTED_VERSION = "0.32"
 _METHODS: dict[type, dict[str, tuple[str, ...]]] = {
     Scheduler: {
         "schedule": (),
+        "update_from_output": ("scheduler_output",),
         "add_request": ("request",),
         "_free_request": ("request",),
         "_free_request_blocks": ("request",),

@@ -19,6 +19,7 @@ from vllm_saga.engine import compat
 from vllm_saga.engine.blocks import RetentionQueue
 from vllm_saga.engine.hints import read_arrival
 from vllm_saga.engine.queue import WorkflowQueue
+from vllm_saga.engine.timing import StepTimer
 from vllm_saga.policy.retention import UNOWNED, KeepRank, keep_rank
 from vllm_saga.policy.saga import SagaPolicy
 
@@ -44,6 +45,7 @@ class SagaMixin(_Upstream):
         self.saga_failures = 0
         self._free_queue: RetentionQueue | None = None
         self._next_log = 0.0
+        self._timer = StepTimer()
         if not self.cache_config.enable_prefix_caching:
             logger.warning(
                 "saga: prefix caching is off, so there is no KV to keep between calls: "
@@ -88,7 +90,16 @@ class SagaMixin(_Upstream):
         elif self.saga_failures:
             # Not at the failure: the head of the queue must not change within a step.
             self._held_queue.release_all()
-        return super().schedule(*args, **kwargs)
+        output = super().schedule(*args, **kwargs)
+        if self.saga is not None:
+            self._timer.scheduled(output, self.requests, self._now())
+        return output
+
+    def update_from_output(self, scheduler_output: SchedulerOutput, *args: Any, **kw: Any) -> Any:
+        if self.saga is not None:
+            now = self._now()
+            self._guarded(lambda saga: self._timer.finished(scheduler_output, now, saga.cost))
+        return super().update_from_output(scheduler_output, *args, **kw)
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         result = super()._free_request(request, *args, **kwargs)

@@ -8,6 +8,7 @@ _FIRST_EDGE_S = 0.01
 _BINS_PER_DECADE = 8
 _NUM_BINS = 5 * _BINS_PER_DECADE + 1
 _FORGET_AT = 2000.0
+_BIN_MIDDLE = 10.0 ** (-0.5 / _BINS_PER_DECADE)
 
 # Coding-agent tool latencies (TraceLab, arXiv 2606.30560): the share of gaps up to each duration.
 _PRIOR_GAPS = ((0.3, 0.61), (4.0, 0.27), (25.0, 0.08), (150.0, 0.04))
@@ -84,6 +85,27 @@ class GapModel:
             if still_away < threshold * (still_away + ends):
                 return _upper_edge(index)
         return _upper_edge(_NUM_BINS - 1)
+
+    def give_way_s(self, break_even_s: float) -> float:
+        """Idle seconds after which giving up the KV is expected to be cheaper than holding it.
+
+        break_even_s: seconds of holding that cost as much as computing it again. Holding costs the
+        time until the return, or until the KV is given up; giving it up costs `break_even_s` if the
+        workflow returns. The time with the least expected cost (ski rental with a known
+        distribution of the season: Karlin et al., Algorithmica 11, 1994).
+        """
+        counts, ends = self._blended()
+        later = sum(counts)
+        best_s, least = 0.0, later * break_even_s
+        returned_s = 0.0
+        for index, count in enumerate(counts):
+            edge = _upper_edge(index)
+            later -= count
+            returned_s += count * (edge if index == 0 else edge * _BIN_MIDDLE)
+            cost = returned_s + later * (edge + break_even_s) + ends * edge
+            if cost < least:
+                best_s, least = edge, cost
+        return best_s
 
     def _blended(self) -> tuple[list[float], float]:
         """Gap counts and ends, completed by the parent's."""

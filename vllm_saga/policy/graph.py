@@ -11,6 +11,7 @@ from vllm_saga.policy.gaps import GapModel
 _MEAN_WINDOW = 500.0
 # Length of a workflow, in calls, before any has ended.
 _PRIOR_CALLS = 20.0
+_PRIOR_CYCLE_S = 10.0
 _MIN_FIRST_CALLS = 8.0
 _AGENTIC_SHARE = 0.5
 _LEAST_REMAINING = 0.25
@@ -51,6 +52,8 @@ class AgentClass:
         self.gaps: GapModel = GapModel(everyone.gaps if everyone else None)
         self._calls: RunningMean = RunningMean(everyone._calls if everyone else None, _PRIOR_CALLS)
         self._growth: RunningMean = RunningMean(everyone._growth if everyone else None)
+        parent = everyone._cycle if everyone else None
+        self._cycle: RunningMean = RunningMean(parent, _PRIOR_CYCLE_S)
         self.shared_blocks = 0
         self._last_first_chain: Chain = ()
         self._anonymous_first = 0.0
@@ -95,11 +98,22 @@ class AgentClass:
             and self._anonymous_continued >= _AGENTIC_SHARE * self._anonymous_first
         )
 
+    def remaining_calls(self, calls_done: int) -> float:
+        """Calls that a workflow which made `calls_done` is expected to make before it ends."""
+        calls = self._calls.mean
+        return max(calls - calls_done, _LEAST_REMAINING * calls)
+
     def remaining_growth_tokens(self, calls_done: int) -> float:
         """Tokens a workflow that made `calls_done` calls is expected to add before it ends."""
-        calls = self._calls.mean
-        remaining = max(calls - calls_done, _LEAST_REMAINING * calls)
-        return remaining * self.growth_tokens
+        return self.remaining_calls(calls_done) * self.growth_tokens
+
+    def observe_cycle(self, seconds: float) -> None:
+        """From the end of one call to the end of the next, less what it was held."""
+        self._cycle.observe(seconds)
+
+    def remaining_s(self, calls_done: int) -> float:
+        """Seconds a workflow that made `calls_done` calls is expected to need, holds aside."""
+        return self.remaining_calls(calls_done) * self._cycle.mean
 
 
 class AgentClasses:

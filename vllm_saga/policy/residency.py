@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from vllm_saga.policy.chain import Chain
 from vllm_saga.policy.workflow import Context, Workflow
@@ -66,16 +66,22 @@ class Residency:
     """Workflow-atomic admission: a workflow is either resident or its calls are held.
 
     need(w) = its distinct blocks + one call's growth; once the pool is tight also `growth_reserve`
-    of its expected further growth. A workflow enters while all needs fit in `capacity` blocks, or
-    when nobody is resident; returning workflows first, then oldest first. It stays until it ends,
-    until it has been away past its class's patience, or until the residents outgrow the pool: then
-    the youngest idle one leaves. A hold longer than `max_hold_s` seconds ends whatever the budget
-    says. The pool is tight from the first call that has to be held or workflow that has to leave
-    until nothing is held and a fifth of the pool is spare: before, nothing differs from stock.
+    of its expected growth within `break_even_s`. A workflow enters while all needs fit in
+    `capacity` blocks, or when nobody is resident; returning workflows first, then by their `turn`.
+    It stays until it ends, until it has been away past its class's patience, until it gives way
+    (policy/saga.py), or until the residents outgrow the pool: then the youngest idle one leaves. A
+    hold longer than `max_hold_s` seconds ends whatever the budget says. The pool is tight from the
+    first call that has to be held or workflow that has to leave until nothing is held and a fifth
+    of the pool is spare: before, nothing differs from stock.
     """
 
     def __init__(
-        self, capacity: int, block_size: int, growth_reserve: float, max_hold_s: float
+        self,
+        capacity: int,
+        block_size: int,
+        growth_reserve: float,
+        max_hold_s: float,
+        break_even_s: Callable[[Workflow], float],
     ) -> None:
         self.capacity = capacity
         self.ledger = BlockLedger()
@@ -84,11 +90,12 @@ class Residency:
         self._block_size = block_size
         self._growth_reserve = growth_reserve
         self._max_hold_s = max_hold_s
+        self._break_even_s = break_even_s
         self.tight = False
         self._next_total = 0
         self._reserve_total = 0
         self._order = itertools.count()
-        self._held: list[tuple[int, bool, int, int, float, Workflow]] = []
+        self._held: list[tuple[int, bool, float, int, float, Workflow]] = []
         self._deadlines: list[tuple[float, int, Workflow]] = []
         self.held_workflows = 0
         self.held_calls = 0
@@ -100,13 +107,15 @@ class Residency:
 
     def fits(self, workflow: Workflow) -> bool:
         """Whether a workflow that is not resident may enter now."""
-        if not self.residents:
-            return True
+        return not self.residents or self.shortfall(workflow) <= 0
+
+    def shortfall(self, workflow: Workflow) -> int:
+        """Blocks that would have to leave before a workflow that is not resident fits."""
         blocks = sum(self.ledger.missing(context.chain) for context in workflow.contexts())
         blocks += self._next_blocks(workflow)
         if self.tight:
             blocks += self._reserve_blocks(workflow) + self._reserve_total
-        return self.used_blocks + blocks <= self.capacity
+        return self.used_blocks + blocks - self.capacity
 
     def enter(self, workflow: Workflow) -> None:
         """Make `workflow` resident, whatever the budget says."""
@@ -132,6 +141,11 @@ class Residency:
             self.ledger.count(context)
         self._promise(workflow, self._next_blocks(workflow), self._reserve_blocks(workflow))
 
+    def promised_blocks(self, workflow: Workflow) -> int:
+        """What a resident's leaving frees, at most: some may be shared."""
+        counted = sum(context.counted for context in workflow.contexts())
+        return counted + workflow.next_blocks + workflow.reserve_blocks
+
     def make_room(self, caller: Workflow) -> int:
         """The residents may have outgrown the pool: the youngest idle ones leave; returns how many.
 
@@ -148,8 +162,8 @@ class Residency:
         self.tight |= left > 0
         return left
 
-    def hold(self, workflow: Workflow, call_id: str, now: float) -> None:
-        """Hold a call until its workflow is resident."""
+    def hold(self, workflow: Workflow, call_id: str, now: float, turn: float) -> None:
+        """Hold a call until its workflow is resident; the least `turn` enters first."""
         workflow.held[call_id] = None
         self.held_calls += 1
         if len(workflow.held) > 1:
@@ -159,7 +173,7 @@ class Residency:
         self.held_workflows += 1
         new = not workflow.was_resident
         order = next(self._order)
-        entry = (workflow.priority, new, workflow.seq, order, now, workflow)
+        entry = (workflow.priority, new, turn, order, now, workflow)
         heapq.heappush(self._held, entry)
         heapq.heappush(self._deadlines, (now + self._max_hold_s, order, workflow))
         if len(self._held) > 4 * self.held_workflows + 64:
@@ -184,21 +198,24 @@ class Residency:
             self.held_workflows -= 1
         return True
 
+    def first_in_line(self) -> Workflow | None:
+        """The held workflow that enters next, deadlines aside."""
+        while self._held and not self._holds(self._held[0][-1], self._held[0][-2]):
+            heapq.heappop(self._held)
+        return self._held[0][-1] if self._held else None
+
     def next_to_enter(self, now: float) -> Workflow | None:
         """The held workflow that may enter now: one whose deadline has passed, or the first in line
         if it fits. None if all have to wait.
         """
         if not self.held_workflows and self.used_blocks < _SLACK * self.capacity:
             self.tight = False
-        while self._held and not self._holds(self._held[0][-1], self._held[0][-2]):
-            heapq.heappop(self._held)
         while self._deadlines and not self._is_due(*self._deadlines[0]):
             heapq.heappop(self._deadlines)
         if self._deadlines and self._deadlines[0][0] <= now:
             return self._deadlines[0][-1]
-        if self._held and self.fits(self._held[0][-1]):
-            return self._held[0][-1]
-        return None
+        first = self.first_in_line()
+        return first if first is not None and self.fits(first) else None
 
     @staticmethod
     def _holds(workflow: Workflow, since: float) -> bool:
@@ -228,5 +245,8 @@ class Residency:
     def _reserve_blocks(self, workflow: Workflow) -> int:
         if not workflow.known:
             return 0
-        later = workflow.agent.remaining_growth_tokens(workflow.calls_done)
-        return int(self._growth_reserve * later) // self._block_size
+        agent, done = workflow.agent, workflow.calls_done
+        later = self._growth_reserve * agent.remaining_growth_tokens(done)
+        # Room that stays empty for longer than computing the context again is worth is wasted.
+        soon = min(1.0, self._break_even_s(workflow) / max(agent.remaining_s(done), 1e-6))
+        return int(soon * later) // self._block_size

@@ -4,14 +4,19 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Hashable
 
 from vllm_saga.config import SagaConfig
 from vllm_saga.policy.chain import common_prefix
+from vllm_saga.policy.cost import CostModel
 from vllm_saga.policy.graph import AgentClasses
 from vllm_saga.policy.identity import Identity, LineageIndex
 from vllm_saga.policy.residency import Residency
 from vllm_saga.policy.workflow import Arrival, Call, Context, Session, Workflow, WorkflowTable
+
+_Idle = tuple[float, int, Workflow, float]
+"""Something is due for an idle workflow: (when, order, workflow, idle since)."""
 
 _MAX_IDLE_CONTEXTS = 4
 # An engine with nothing to run while calls are held waits this long for a resident to return: about
@@ -37,6 +42,7 @@ class SagaPolicy:
         self.calls: dict[str, Call] = {}
         self.lineage = LineageIndex(block_size)
         self.classes = AgentClasses()
+        self.cost = CostModel()
         self.table = WorkflowTable(
             idle_s=config.session_idle_s,
             max_idle=config.max_sessions,
@@ -48,11 +54,14 @@ class SagaPolicy:
             block_size=block_size,
             growth_reserve=config.growth_reserve,
             max_hold_s=config.max_hold_s,
+            break_even_s=self._break_even_s,
         )
         self._order = itertools.count()
         self._busy_at = 0.0
-        self._patience: list[tuple[float, int, Workflow, float]] = []
-        self.counters = {"holds": 0, "forced": 0, "displaced": 0, "sessions_ended": 0}
+        self._patience: list[_Idle] = []
+        self._ways: list[_Idle] = []
+        names = ("holds", "forced", "displaced", "gave_way", "sessions_ended")
+        self.counters = dict.fromkeys(names, 0)
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -61,11 +70,13 @@ class SagaPolicy:
         agent = self.classes.get(self._fingerprint(arrival))
         session = self._identity.resolve(arrival, agent)
         workflow = session.workflow
-        self._wake(workflow, now)
+        gap_s = self._wake(workflow, now)
+        if not workflow.began_at:
+            workflow.began_at = now
         workflow.priority = arrival.priority
         context = self._context_for(session, arrival, now)
         tail = self._prompt_tail(arrival)
-        call = Call(arrival.call_id, context, arrival.prompt_tokens, arrival.last, tail)
+        call = Call(arrival.call_id, context, arrival.prompt_tokens, arrival.last, tail, gap_s)
         context.call = call
         workflow.calls[call.call_id] = self.calls[call.call_id] = call
         self._admit_or_hold(workflow, call, now)
@@ -82,6 +93,7 @@ class SagaPolicy:
         context.idle_since = now
         if not self.residency.withdraw(workflow, call_id):
             self._extend(context, call, total_tokens)
+            workflow.agent.observe_cycle(call.gap_s + now - call.begun_at)
         self.residency.loose_blocks -= call.loose_blocks
         session.ending |= call.last
         if session.ending and not any(other.call for other in session.contexts):
@@ -103,11 +115,11 @@ class SagaPolicy:
         for workflow in self.table.expired(now):
             self._forget(workflow)
         released: list[str] = []
-        while (entrant := self.residency.next_to_enter(now)) is not None:
+        while (entrant := self._next_to_enter(now)) is not None:
             if now - entrant.held_since >= self.config.max_hold_s:
                 self.counters["forced"] += 1
             calls = self.residency.unhold(entrant)
-            self._let_in(entrant, [self.calls[call_id] for call_id in calls])
+            self._let_in(entrant, [self.calls[call_id] for call_id in calls], now)
             released += calls
         return released
 
@@ -160,11 +172,11 @@ class SagaPolicy:
     def _admit_or_hold(self, workflow: Workflow, call: Call, now: float) -> None:
         residency = self.residency
         if not self.config.residency or workflow.resident:
-            self._let_in(workflow, [call])
+            self._let_in(workflow, [call], now)
         elif workflow.held or residency.held_workflows:
             self._hold(workflow, call, now)
         elif not workflow.known or residency.fits(workflow):
-            self._let_in(workflow, [call])
+            self._let_in(workflow, [call], now)
         else:
             self._hold(workflow, call, now)
 
@@ -172,10 +184,24 @@ class SagaPolicy:
         self.counters["holds"] += 1
         if not self.residency.held_calls:
             self._busy_at = now
-        self.residency.hold(workflow, call.call_id, now)
+        self.residency.hold(workflow, call.call_id, now, self._turn(workflow, call))
 
-    def _let_in(self, workflow: Workflow, calls: list[Call]) -> None:
+    def _turn(self, workflow: Workflow, call: Call) -> float:
+        """When it is the workflow's turn to enter: the least first.
+
+        Oldest first, but one that is expected to fill the whole pool for a second counts as
+        `short_first` seconds younger.
+        """
+        agent, done = workflow.agent, workflow.calls_done
+        now_tokens = max(call.prompt_tokens, sum(c.tokens for c in workflow.contexts()))
+        tokens = now_tokens + agent.remaining_growth_tokens(done) / 2
+        share = tokens / (self.residency.capacity * self.block_size)
+        return workflow.began_at + self.config.short_first * share * agent.remaining_s(done)
+
+    def _let_in(self, workflow: Workflow, calls: list[Call], now: float) -> None:
         residency = self.residency
+        for call in calls:
+            call.begun_at = now
         if not workflow.known:
             for call in calls:
                 call.loose_blocks = 1 + residency.ledger.missing(call.context.chain)
@@ -253,14 +279,16 @@ class SagaPolicy:
 
     # -- idleness -------------------------------------------------------------------------------
 
-    def _wake(self, workflow: Workflow, now: float) -> None:
-        """A workflow comes back (or comes for the first time)."""
+    def _wake(self, workflow: Workflow, now: float) -> float:
+        """A workflow comes back (or comes for the first time); returns how long it was away."""
         if not self.table.wake(workflow):
-            return
+            return 0.0
         if workflow.stale:
             workflow.stale = False
             workflow.agent.gaps.retract_end()
-        workflow.agent.gaps.observe_return(now - workflow.idle_since)
+        gap_s = now - workflow.idle_since
+        workflow.agent.gaps.observe_return(gap_s)
+        return gap_s
 
     def _rest(self, workflow: Workflow, now: float) -> None:
         """A workflow has no call in flight: it is in a gap, or it has ended."""
@@ -272,10 +300,51 @@ class SagaPolicy:
         if workflow.known:
             patience = workflow.agent.gaps.patience_s(self.config.give_up_probability)
             entry = (now + patience, next(self._order), workflow, now)
-            heapq.heappush(self._patience, entry)
-            if len(self._patience) > 4 * len(self.table.idle) + 64:
-                self._patience = [e for e in self._patience if self._is_waiting(e[2], e[3])]
-                heapq.heapify(self._patience)
+            self._push(self._patience, entry)
+            way = workflow.agent.gaps.give_way_s(self._break_even_s(workflow))
+            if workflow.resident and way < patience:
+                self._push(self._ways, (now + way, next(self._order), workflow, now))
+
+    def _push(self, heap: list[_Idle], entry: _Idle) -> None:
+        heapq.heappush(heap, entry)
+        if len(heap) > 4 * len(self.table.idle) + 64:
+            heap[:] = [e for e in heap if self._is_waiting(e[2], e[3])]
+            heapq.heapify(heap)
+
+    def _break_even_s(self, workflow: Workflow) -> float:
+        """Seconds of holding the workflow's KV that cost what computing it again does.
+
+        A pool of blocks is worth `cost.spare` engine seconds a second to those who wait for it, a
+        part of it that part. Nothing is given up before steps have been timed.
+        """
+        if not self.cost.known:
+            return math.inf
+        tokens = [max(context.tokens, 1) for context in workflow.contexts()]
+        again_s = sum(map(self.cost.prefill_s, tokens))
+        share = sum(tokens) / (self.residency.capacity * self.block_size)
+        return again_s / max(self.config.price * self.cost.spare * share, 1e-9)
+
+    def _next_to_enter(self, now: float) -> Workflow | None:
+        """Who enters now; residents who are away too long for their KV's worth give way to them."""
+        residency = self.residency
+        entrant = residency.next_to_enter(now)
+        if entrant is not None or not residency.held_workflows:
+            return entrant
+        first = residency.first_in_line()
+        missing = residency.shortfall(first) if first else 0
+        due, most = [], 0
+        while most < missing and self._ways and self._ways[0][0] <= now:
+            entry = heapq.heappop(self._ways)
+            if entry[2].resident and self._is_waiting(entry[2], entry[3]):
+                due.append(entry)
+                most += residency.promised_blocks(entry[2])
+        for entry in due:
+            if most < missing:
+                heapq.heappush(self._ways, entry)
+            else:
+                residency.leave(entry[2])
+                self.counters["gave_way"] += 1
+        return residency.next_to_enter(now)
 
     def _is_waiting(self, workflow: Workflow, since: float) -> bool:
         idle = workflow in self.table.idle

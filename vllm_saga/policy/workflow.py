@@ -86,6 +86,7 @@ class Workflow:
     reserve_blocks: int = 0
     held: dict[str, None] = field(default_factory=dict)
     held_since: float = 0.0
+    began_at: float = 0.0
 
     def contexts(self) -> Iterator[Context]:
         for session in self.sessions.values():
@@ -105,6 +106,8 @@ class Call:
     prompt_tokens: int
     last: bool
     tail: tuple[int, ...]
+    gap_s: float
+    begun_at: float = 0.0
     loose_blocks: int = 0
 
 

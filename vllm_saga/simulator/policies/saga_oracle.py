@@ -16,6 +16,7 @@ class _Future(AgentClass):
     def __init__(self, session: LiveSession) -> None:
         super().__init__()
         self._future = session.trace.calls
+        self._delays_s = session.trace.delays_s
         self._done = 0
         self.gaps = cast(Any, self)
         ends = [call.context_tokens for call in self._future]
@@ -30,6 +31,15 @@ class _Future(AgentClass):
 
     def remaining_growth_tokens(self, calls_done: int) -> float:
         return self._growth_after[min(calls_done, len(self._growth_after) - 1)]
+
+    def remaining_calls(self, calls_done: int) -> float:
+        return float(max(len(self._future) - self._done, 0))
+
+    def give_way_s(self, break_even_s: float) -> float:
+        """At once if the next gap is longer than holding is worth, else never."""
+        if self._done >= len(self._future):
+            return 0.0
+        return 0.0 if self._delays_s[self._done] > break_even_s else 1e9
 
     def patience_s(self, threshold: float) -> float:
         """For ever while there is another call, not at all after the last."""
