@@ -36,11 +36,11 @@ class SagaConfig(BaseModel):
         0.02, ge=0.0, le=0.5, description="Share of the KV pool that residency leaves unpromised."
     )
     growth_reserve: float = Field(
-        0.3,
+        0.6,
         ge=0.0,
         le=1.0,
-        description="Share of a workflow's expected further growth that is reserved when it "
-        "enters: 0 = most throughput, 1 = smoothest steps.",
+        description="Share that is reserved of the growth expected of a workflow for as long as its "
+        "KV is worth holding: 0 = most go at once, 1 = fewest lose their place.",
     )
     give_up_probability: float = Field(
         0.4,
