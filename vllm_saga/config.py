@@ -39,8 +39,8 @@ class SagaConfig(BaseModel):
         0.6,
         ge=0.0,
         le=1.0,
-        description="Share that is reserved of the growth expected of a workflow for as long as its "
-        "KV is worth holding: 0 = most go at once, 1 = fewest lose their place.",
+        description="Share that is reserved of the growth expected of a workflow while its KV is "
+        "worth holding: 0 = most go at once, 1 = fewest lose their place.",
     )
     give_up_probability: float = Field(
         0.4,
