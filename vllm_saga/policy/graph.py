@@ -7,14 +7,12 @@ from collections.abc import Hashable
 
 from vllm_saga.policy.chain import Chain, common_prefix
 from vllm_saga.policy.gaps import GapModel
+from vllm_saga.policy.lengths import LengthModel
 
 _MEAN_WINDOW = 500.0
-# Length of a workflow, in calls, before any has ended.
-_PRIOR_CALLS = 20.0
 _PRIOR_CYCLE_S = 10.0
 _MIN_FIRST_CALLS = 8.0
 _AGENTIC_SHARE = 0.5
-_LEAST_REMAINING = 0.25
 _MAX_SHARED_BLOCKS = 1024
 
 
@@ -50,7 +48,7 @@ class AgentClass:
 
     def __init__(self, everyone: AgentClass | None = None) -> None:
         self.gaps: GapModel = GapModel(everyone.gaps if everyone else None)
-        self._calls: RunningMean = RunningMean(everyone._calls if everyone else None, _PRIOR_CALLS)
+        self._lengths: LengthModel = LengthModel(everyone._lengths if everyone else None)
         self._growth: RunningMean = RunningMean(everyone._growth if everyone else None)
         parent = everyone._cycle if everyone else None
         self._cycle: RunningMean = RunningMean(parent, _PRIOR_CYCLE_S)
@@ -72,7 +70,7 @@ class AgentClass:
     def observe_end(self, calls: int) -> None:
         """A workflow has ended, or is presumed to have, after `calls` calls."""
         self.gaps.observe_end()
-        self._calls.observe(calls)
+        self._lengths.observe(calls)
 
     @property
     def growth_tokens(self) -> float:
@@ -100,8 +98,7 @@ class AgentClass:
 
     def remaining_calls(self, calls_done: int) -> float:
         """Calls that a workflow which made `calls_done` is expected to make before it ends."""
-        calls = self._calls.mean
-        return max(calls - calls_done, _LEAST_REMAINING * calls)
+        return self._lengths.remaining(calls_done)
 
     def remaining_growth_tokens(self, calls_done: int) -> float:
         """Tokens a workflow that made `calls_done` calls is expected to add before it ends."""
