@@ -308,3 +308,21 @@ def test_small_workflows_enter_before_large_ones_unless_those_waited_long():
 
     assert order(short_first=0.0) == ["large"]
     assert order(short_first=10.0) == ["small"]
+
+
+def test_who_is_overdue_in_a_full_pool_runs_one_call_and_displaces_nobody():
+    policy = make_policy(pool_blocks=100, growth_reserve=0.0, headroom=0.0, max_hold_s=10.0)
+    policy.on_arrival(arrival("a", prompt(1, 90), "s1"), 0.0)
+    policy.on_arrival(arrival("b", prompt(2, 50), "s2"), 1.0)
+    assert policy.on_step(10.9) == [] and policy.is_held("b")
+    assert policy.on_step(11.1) == ["b"]
+    assert policy.counters["forced"] == 1 and policy.counters["displaced"] == 0
+    assert len(policy.residency.residents) == 1
+    check_integrity(policy)
+    policy.on_finish("b", 50 * BLOCK, 12.0)
+    assert policy.residency.loose_blocks == 0
+    # It still has no place: its next call waits like the first.
+    policy.on_arrival(arrival("b2", [*prompt(2, 50), 1], "s2"), 13.0)
+    assert policy.is_held("b2")
+    policy.on_finish("a", 90 * BLOCK, 14.0)
+    check_integrity(policy)

@@ -116,11 +116,16 @@ class SagaPolicy:
             self._forget(workflow)
         released: list[str] = []
         while (entrant := self._next_to_enter(now)) is not None:
-            if now - entrant.held_since >= self.config.max_hold_s:
+            overdue = now - entrant.held_since >= self.config.max_hold_s
+            fits = not overdue or self.residency.fits(entrant)
+            call_ids = self.residency.unhold(entrant)
+            calls = [self.calls[call_id] for call_id in call_ids]
+            if fits:
+                self._let_in(entrant, calls, now)
+            else:
                 self.counters["forced"] += 1
-            calls = self.residency.unhold(entrant)
-            self._let_in(entrant, [self.calls[call_id] for call_id in calls], now)
-            released += calls
+                self._let_visit(calls, now)
+            released += call_ids
         return released
 
     def reset(self) -> None:
@@ -200,18 +205,27 @@ class SagaPolicy:
 
     def _let_in(self, workflow: Workflow, calls: list[Call], now: float) -> None:
         residency = self.residency
+        if not workflow.known:
+            self._let_visit(calls, now)
+            return
         for call in calls:
             call.begun_at = now
-        if not workflow.known:
-            for call in calls:
-                call.loose_blocks = 1 + residency.ledger.missing(call.context.chain)
-                residency.loose_blocks += call.loose_blocks
-            return
         if workflow.resident:
             residency.update(workflow)
         else:
             residency.enter(workflow)
         self.counters["displaced"] += residency.make_room(workflow)
+
+    def _let_visit(self, calls: list[Call], now: float) -> None:
+        """Calls run without residency: of unknown workflows, or overdue in a full pool.
+
+        If who is overdue became resident, it would displace another that is overdue next: in deep
+        overload all would take turns at recomputing their contexts.
+        """
+        for call in calls:
+            call.begun_at = now
+            call.loose_blocks = 1 + self.residency.ledger.missing(call.context.chain)
+            self.residency.loose_blocks += call.loose_blocks
 
     # -- contexts -------------------------------------------------------------------------------
 

@@ -284,7 +284,9 @@ class _Server:
 async def _connect(url: str, api_key: str | None) -> AsyncIterator[_Server]:
     headers = {"Authorization": f"Bearer {api_key}"} if api_key else {}
     timeout = aiohttp.ClientTimeout(total=_CALL_S)
-    async with aiohttp.ClientSession(headers=headers, timeout=timeout) as http:
+    # No connection twice: the server closes idle ones, just when a probe may want them.
+    connector = aiohttp.TCPConnector(limit=0, force_close=True)
+    async with aiohttp.ClientSession(headers=headers, timeout=timeout, connector=connector) as http:
         yield _Server(http, url)
 
 
