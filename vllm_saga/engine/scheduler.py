@@ -37,11 +37,13 @@ class SagaMixin(_Upstream):
     exception in the policy is logged once and from then on the engine runs as stock.
     """
 
+    # None while, or where, the engine schedules as stock does.
+    saga: SagaPolicy | None = None
+
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         compat.check_classes()
         config = load_config(vllm_config.additional_config)
         super().__init__(vllm_config, *args, **kwargs)
-        self.saga: SagaPolicy | None = None
         self.saga_failures = 0
         self._free_queue: RetentionQueue | None = None
         self._next_log = 0.0
