@@ -8,8 +8,9 @@ from typing import Any
 
 from vllm_saga.policy.cost import CostModel, Step
 
-# Steps that only decode are alike: one in so many seconds is looked at.
-_DECODE_EVERY_S = 0.25
+# One step in so many seconds is looked at: the longer a kind of step takes, the more often.
+_LOOK_EVERY_S = 0.1
+_STANDS_FOR_S = 1.0
 
 
 class StepTimer:
@@ -22,12 +23,18 @@ class StepTimer:
     def __init__(self) -> None:
         self._begun: deque[tuple[Any, float, Step | None]] = deque()
         self._ended_at = 0.0
-        self._decode_seen_at = 0.0
+        self._looked_at = 0.0
+        self._seen_until = 0.0
 
     def scheduled(self, output: Any, requests: Mapping[str, Any], now: float) -> None:
         """The scheduler has made `output` (vllm/v1/core/sched/output.py)."""
-        if output.total_num_scheduled_tokens:
-            self._begun.append((output, now, self._step(output, requests, now)))
+        if not output.total_num_scheduled_tokens:
+            return
+        step = None
+        if now - self._looked_at >= _LOOK_EVERY_S:
+            self._looked_at = now
+            step = self._step(output, requests)
+        self._begun.append((output, now, step))
 
     def finished(self, output: Any, now: float, cost: CostModel) -> None:
         """The model has computed `output`; outputs come back in order."""
@@ -37,22 +44,18 @@ class StepTimer:
         begun, since, step = self._begun.popleft()
         while begun is not output:
             begun, since, step = self._begun.popleft()
-        if ended_at:
+        if ended_at and since > ended_at:
             cost.observe_idle(since - ended_at)
-        if step is None:
-            return
-        seconds = now - max(since, ended_at)
-        stands_for = seconds
-        if step.new == len(output.num_scheduled_tokens):
-            stands_for = max(now - max(self._decode_seen_at, ended_at - _DECODE_EVERY_S), seconds)
-            self._decode_seen_at = now
-        cost.observe(step, seconds, stands_for)
+            self._seen_until = since
+        if step is not None:
+            seconds = now - max(since, ended_at)
+            unseen = min(now - self._seen_until, _STANDS_FOR_S)
+            cost.observe(step, seconds, max(unseen, seconds))
+            self._seen_until = now
 
-    def _step(self, output: Any, requests: Mapping[str, Any], now: float) -> Step | None:
+    @staticmethod
+    def _step(output: Any, requests: Mapping[str, Any]) -> Step:
         scheduled = output.num_scheduled_tokens
-        only_decodes = output.total_num_scheduled_tokens == len(scheduled)
-        if only_decodes and now - self._decode_seen_at < _DECODE_EVERY_S:
-            return None
         new = pairs = kv = 0
         for request_id, count in scheduled.items():
             # vLLM counts tokens as computed once they are scheduled.
