@@ -6,10 +6,12 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from vllm_saga.policy.tools import ToolNames
 
 CONFIG_VARIABLE = "SAGA_CONFIG"
 
@@ -26,8 +28,11 @@ class SagaConfig(BaseModel):
     residency: bool = Field(
         True, description="Hold calls of workflows that do not fit the KV pool; off = never hold."
     )
-    retention: bool = Field(
-        True, description="Evict dead and least valuable contexts first; off = stock LRU."
+    retention: Literal["value", "wa-lru", "continuum", "lru", "stock"] = Field(
+        "value",
+        description="Which cached contexts are evicted first, after dead ones and those of nobody: "
+        "value = least value density, wa-lru = the SAGA paper's score and TTL, continuum = LRU but "
+        "for its time to live, lru; stock = vLLM's own order, which knows no contexts.",
     )
     lineage: bool = Field(
         True, description="Recognise a session by its prompt prefix where no id is sent."
@@ -35,24 +40,18 @@ class SagaConfig(BaseModel):
     headroom: float = Field(
         0.02, ge=0.0, le=0.5, description="Share of the KV pool that residency leaves unpromised."
     )
-    growth_reserve: float = Field(
+    patience: float = Field(
         0.6,
         ge=0.0,
         le=1.0,
-        description="Share that is reserved of the growth expected of a workflow while its KV is "
-        "worth holding: 0 = most go at once, 1 = fewest lose their place.",
+        description="0 = most throughput: a workflow in a gap gives way to those who wait, and "
+        "little room is kept for growth; 1 = smoothest steps: who has a place keeps it.",
     )
     give_up_probability: float = Field(
-        0.4,
+        0.1,
         gt=0.0,
         lt=1.0,
         description="An idle workflow loses its place when its chance to return falls below this.",
-    )
-    price: float = Field(
-        2.0,
-        ge=0.0,
-        description="Weight of the KV that others wait for against the cost of computing a context "
-        "again: 0 = a workflow in a gap keeps its place until it has most likely ended.",
     )
     short_first: float = Field(
         10.0,
@@ -72,6 +71,35 @@ class SagaConfig(BaseModel):
     max_sessions: int = Field(
         20_000, ge=1, description="Idle workflows remembered at most; the longest idle go first."
     )
+    graph_path: Path | None = Field(
+        None,
+        description="File in which what was learned of agents outlives the server; each "
+        "engine of a data-parallel server adds its number to the name.",
+    )
+    graph_save_s: float = Field(
+        300.0, gt=0.0, description="Seconds between two saves of graph_path; also at shutdown."
+    )
+    tool_patterns: dict[str, str] = Field(
+        {},
+        description="Further formats of tool calls in outputs: name -> regular expression whose "
+        "one group is the tool's name.",
+    )
+    hints: bool = Field(True, description="Take hints of clients (agent_hint); off = ids only.")
+    max_hint_s: float = Field(
+        3600.0, ge=0.0, description="The longest gap or time to live that a hint may declare."
+    )
+    tenant_source: Literal["cache_salt", "saga_tenant", "none"] = Field(
+        "cache_salt",
+        description="What says whose a request is: its cache_salt, saga_tenant in its vllm_xargs "
+        "(your gateway must set it on every request), or nothing: one tenant for all.",
+    )
+
+    @field_validator("tool_patterns")
+    @classmethod
+    def _readable(cls, patterns: dict[str, str]) -> dict[str, str]:
+        ToolNames(patterns)
+        return patterns
+
     log_interval_s: float = Field(
         10.0, ge=0.0, description="Seconds between state lines in the log while busy; 0 = none."
     )

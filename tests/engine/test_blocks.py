@@ -117,11 +117,11 @@ def test_order_dead_unowned_stale_waiting_shared_resident():
     blocks, queue = make(14)
     take(queue, 14)
     resident, waiting, stale, dead, other = (
-        Agent((5, -1.0)),
-        Agent((3, -9.0)),
+        Agent((6, -1.0)),
+        Agent((4, -9.0)),
         Agent((2, 4.0)),
         Agent(),
-        Agent((3, -1.0)),
+        Agent((4, -1.0)),
     )
     used_by(queue, blocks, resident, [0, 1, 2, 3])
     for block in queue.get_all_free_blocks()[-2:]:

@@ -137,7 +137,7 @@ def test_tables_stay_bounded_and_empty_in_the_end():
     driver.drain(100)
     state = scheduler.saga.state()
     assert state["sessions"] <= 51 and state["lineage"] <= 102
-    assert len(scheduler.saga._patience) < 600
+    assert len(scheduler.saga._absences) < 600
     driver.now += 1000.0
     driver.add(make_request("later", [4, 5, 6], 2))
     driver.drain(100)

@@ -20,11 +20,13 @@ def fail(*args, **kwargs):
     raise Fault
 
 
-METHODS = ["on_arrival", "on_finish", "on_step", "is_held", "owner", "running_rank", "reset"]
+METHODS = [
+    "on_arrival", "on_finish", "on_step", "is_held", "owner", "running_rank", "keep_ranks", "reset",
+]  # fmt: skip
 
 
 @pytest.mark.parametrize("overlapping", [False, True])
-@pytest.mark.parametrize("method", [*METHODS, "keep_rank"])
+@pytest.mark.parametrize("method", METHODS)
 def test_a_fault_anywhere_leaves_the_engine_serving(method, overlapping, monkeypatch):
     script = multi_turn(seed=4, sessions=12, turns=5, with_ids=True)
     scheduler = make_scheduler("saga", blocks=60, overlapping=overlapping)
@@ -39,10 +41,7 @@ def test_a_fault_anywhere_leaves_the_engine_serving(method, overlapping, monkeyp
             if step == 30:
                 assert scheduler.saga.residency.held_calls, "nothing held: the fault would be idle"
                 monkeypatch.setattr(scheduler, "_is_tight", lambda: True)
-                if method == "keep_rank":
-                    monkeypatch.setattr(adapter, "keep_rank", fail)
-                else:
-                    monkeypatch.setattr(scheduler.saga, method, fail)
+                monkeypatch.setattr(scheduler.saga, method, fail)
             for call in script.arrivals.get(step, []):
                 call = dict(call)
                 driver.add(make_request(call.pop("request_id"), **call))

@@ -71,7 +71,7 @@ def test_the_same_prompt_again_is_a_retry_not_a_continuation():
 
 
 def test_a_retry_of_a_call_that_was_aborted_while_held_stays_in_its_session():
-    policy = make_policy(pool_blocks=40, growth_reserve=0.0)
+    policy = make_policy(pool_blocks=40, patience=0.0)
     context = run_call(policy, arrival("a", SYSTEM, None), [9] * 8, 0.0)
     context = run_call(policy, arrival("b", [*context, 5], None), [9] * 8, 0.0)
     policy.on_arrival(arrival("big", [7] * 36 * BLOCK, "big"), 0.0)

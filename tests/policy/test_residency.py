@@ -36,7 +36,7 @@ def test_a_shared_prefix_counts_once():
 
 
 def test_who_does_not_fit_is_held_until_a_resident_ends():
-    policy = make_policy(pool_blocks=30, growth_reserve=0.0)
+    policy = make_policy(pool_blocks=30, patience=0.0)
     policy.on_arrival(arrival("a", prompt(1, 15), "s1"), 0.0)
     policy.on_arrival(arrival("b", prompt(2, 15), "s2", last=True), 0.0)
     assert not policy.is_held("a") and policy.is_held("b")
@@ -57,7 +57,7 @@ def test_a_call_with_nothing_known_is_never_held_while_nothing_else_is():
 
 
 def test_a_plain_call_beside_agents_runs_until_an_agent_has_to_wait():
-    policy = make_policy(pool_blocks=30, growth_reserve=0.0)
+    policy = make_policy(pool_blocks=30, patience=0.0)
     policy.on_arrival(arrival("agent", prompt(1, 25), "a"), 0.0)
     policy.on_arrival(arrival("plain", prompt(2, 20)), 0.0)
     assert not policy.is_held("plain")
@@ -68,7 +68,7 @@ def test_a_plain_call_beside_agents_runs_until_an_agent_has_to_wait():
 
 
 def test_held_calls_enter_returning_first_then_oldest_first():
-    policy = make_policy(pool_blocks=40, growth_reserve=0.0, headroom=0.0)
+    policy = make_policy(pool_blocks=40, patience=0.0, headroom=0.0)
     run_call(policy, arrival("old", prompt(1, 10), "old"), [], 0.0)
     policy.on_arrival(arrival("big", prompt(2, 26), "big"), 0.0)
     policy.on_arrival(arrival("new1", prompt(3, 12), "new1"), 1.0)
@@ -85,7 +85,7 @@ def test_held_calls_enter_returning_first_then_oldest_first():
 
 
 def test_when_residents_outgrow_the_pool_the_youngest_idle_one_leaves():
-    policy = make_policy(pool_blocks=40, growth_reserve=0.0, headroom=0.0)
+    policy = make_policy(pool_blocks=40, patience=0.0, headroom=0.0)
     first = run_call(policy, arrival("a1", prompt(1, 10), "a"), [], 0.0)
     run_call(policy, arrival("b1", prompt(2, 10), "b"), [], 0.0)
     run_call(policy, arrival("c1", prompt(3, 10), "c"), [], 0.0)
@@ -243,7 +243,7 @@ def test_books_balance_and_every_hold_ends(seed, pool, max_hold):
 
 def slow_tools(**knobs):
     """A policy whose agents have gaps of a minute, on an engine that prefills 10,000 tokens/s."""
-    policy = make_policy(pool_blocks=100, growth_reserve=0.0, headroom=0.0, **knobs)
+    policy = make_policy(pool_blocks=100, headroom=0.0, **{"patience": 0.2, **knobs})
     for _ in range(200):
         policy.classes.get(("", None)).gaps.observe_return(60.0)
         policy.cost.observe(Step(1, 100, 100), 0.01, 0.01)
@@ -259,7 +259,7 @@ def held_by_an_idle_resident(policy, at=1.0):
 def test_who_is_away_for_long_gives_way_to_who_waits():
     policy = slow_tools()
     assert held_by_an_idle_resident(policy) == ["b"]
-    assert policy.counters["gave_way"] == 1
+    assert policy.state()["gave_way"] == 1
     # Its next call waits until the other is away in its turn.
     policy.on_arrival(arrival("a2", [*prompt(1, 70), 1, 2], "s1", last=True), 60.0)
     assert policy.is_held("a2")
@@ -268,8 +268,8 @@ def test_who_is_away_for_long_gives_way_to_who_waits():
     check_integrity(policy)
 
 
-def test_without_a_price_nobody_gives_way():
-    policy = slow_tools(price=0.0)
+def test_with_all_patience_nobody_gives_way():
+    policy = slow_tools(patience=1.0)
     assert held_by_an_idle_resident(policy) == []
 
 
@@ -280,7 +280,7 @@ def test_nobody_gives_way_in_vain():
     policy.on_arrival(arrival("c", prompt(3, 80), "s3"), 1.0)
     # Even without the first, the third would not fit beside the second.
     assert policy.on_step(1.0) == []
-    assert policy.counters["gave_way"] == 0
+    assert policy.state()["gave_way"] == 0
     check_integrity(policy)
 
 
@@ -293,13 +293,13 @@ def test_nobody_gives_way_while_nobody_waits():
 
 
 def test_before_steps_were_timed_nobody_gives_way():
-    policy = make_policy(pool_blocks=100, growth_reserve=0.0, headroom=0.0)
+    policy = make_policy(pool_blocks=100, patience=0.0, headroom=0.0)
     assert held_by_an_idle_resident(policy) == []
 
 
 def test_small_workflows_enter_before_large_ones_unless_those_waited_long():
     def order(**knobs):
-        policy = make_policy(pool_blocks=100, growth_reserve=0.0, headroom=0.0, **knobs)
+        policy = make_policy(pool_blocks=100, patience=0.0, headroom=0.0, **knobs)
         policy.on_arrival(arrival("a", prompt(1, 95), "s1", last=True), 1.0)
         policy.on_arrival(arrival("large", prompt(2, 90), "s2", last=True), 2.0)
         policy.on_arrival(arrival("small", prompt(3, 10), "s3", last=True), 3.0)
@@ -311,7 +311,7 @@ def test_small_workflows_enter_before_large_ones_unless_those_waited_long():
 
 
 def test_who_is_overdue_in_a_full_pool_runs_one_call_and_displaces_nobody():
-    policy = make_policy(pool_blocks=100, growth_reserve=0.0, headroom=0.0, max_hold_s=10.0)
+    policy = make_policy(pool_blocks=100, patience=0.0, headroom=0.0, max_hold_s=10.0)
     policy.on_arrival(arrival("a", prompt(1, 90), "s1"), 0.0)
     policy.on_arrival(arrival("b", prompt(2, 50), "s2"), 1.0)
     assert policy.on_step(10.9) == [] and policy.is_held("b")

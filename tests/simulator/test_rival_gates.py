@@ -11,9 +11,10 @@ import pytest
 from agents import agent, many
 from rival_bench import SLOW, Bench, play, times
 
+from vllm_saga.policy.retention import TimeToLive
 from vllm_saga.simulator.placement import round_robin
 from vllm_saga.simulator.policies import thunderagent
-from vllm_saga.simulator.policies.continuum import Continuum, TimeToLive
+from vllm_saga.simulator.policies.continuum import Continuum
 from vllm_saga.simulator.policies.plas import Plas
 from vllm_saga.simulator.policies.thunderagent import ThunderAgent
 from vllm_saga.simulator.records import LiveCall

@@ -5,14 +5,9 @@ from __future__ import annotations
 import pytest
 from agents import SMALL, agent
 
-from vllm_saga.simulator.policies.saga_paper.formulas import (
-    COLD_START,
-    P_TERM,
-    eviction_score,
-    memory_pressure,
-    reuse_probability,
-    ttl_s,
-)
+from vllm_saga.policy.graph import reuse_probability
+from vllm_saga.policy.retention.wa_lru import eviction_score, memory_pressure
+from vllm_saga.simulator.policies.saga_paper.formulas import COLD_START, P_TERM, ttl_s
 from vllm_saga.simulator.policies.saga_paper.graph import AgentType, Histories, Run, tool_of
 from vllm_saga.simulator.trace import Call
 

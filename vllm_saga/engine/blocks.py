@@ -46,7 +46,7 @@ class RetentionQueue(FreeKVCacheBlockQueue):
 
     Every block stays free and counted as free (no pins). Stock's choice stands unless it would
     evict a cached block of a live owner; only then another free block dies in its place: one that
-    ranks lowest (`keep_rank`, policy/retention.py), tail of a context first. With no owner known
+    ranks lowest (policy/retention), tail of a context first. With no owner known
     this *is* stock's queue. Replaces `block_pool.free_block_queue` (vllm/v1/core/block_pool.py).
 
     Freeing and touching owned blocks costs nothing beyond stock: whether a noted block is free is

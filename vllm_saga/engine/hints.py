@@ -3,48 +3,101 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Literal
 
 from vllm.v1.request import Request
 
+from vllm_saga.policy.hints import (
+    DEFAULT_LIMITS,
+    NOTHING,
+    Counts,
+    Declared,
+    HintLimits,
+    read_flag,
+    read_hint,
+    read_text,
+)
 from vllm_saga.policy.workflow import Arrival
 
 SESSION = "session_id"
 PARENT = "saga_parent"
 LAST = "saga_last"
+TENANT = "saga_tenant"
+AGENT_HINT = "agent_hint"
+
+TenantSource = Literal["cache_salt", "saga_tenant", "none"]
+
+_NONE: Mapping[str, Any] = {}
 
 
-def read_arrival(request: Request, by_priority: bool) -> Arrival:
+def read_arrival(
+    request: Request,
+    by_priority: bool,
+    counts: Counts,
+    limits: HintLimits = DEFAULT_LIMITS,
+    tenant_source: TenantSource = "cache_salt",
+) -> Arrival:
     """What the policy may know of a request (vllm/v1/request.py).
 
-    `vllm_xargs` reach the engine as `sampling_params.extra_args`; a hint of a wrong type counts as
-    absent, because a hint must never fail a request.
+    `vllm_xargs` reach the engine as `sampling_params.extra_args`. An id is vLLM's own, else that of
+    its flat key, else that of `agent_hint`. A hint that cannot be used counts as absent, because a
+    hint must never fail a request; `counts` says how often and why.
     """
-    params = request.sampling_params
-    extra = params.extra_args if params is not None else None
-    hints: Mapping[str, Any] = extra if isinstance(extra, Mapping) else {}
+    extra = _extra(request)
+    declared = NOTHING
+    session_id = read_text(getattr(request, "session_id", None), counts)
+    parent_id, last = None, False
+    if extra:
+        sent = extra.get(AGENT_HINT)
+        declared = NOTHING if sent is None else read_hint(sent, limits, counts)
+        flat_id = read_text(extra.get(SESSION), counts)
+        session_id = _first(counts, session_id, flat_id, declared.session_id)
+        parent_id = _first(counts, read_text(extra.get(PARENT), counts), declared.parent_id)
+        last = read_flag(extra.get(LAST), counts) or _is_last(declared)
     return Arrival(
         call_id=request.request_id,
         chain=request.block_hashes,
         prompt_tokens=request.num_prompt_tokens,
         tokens=request.prompt_token_ids if request.prompt_embeds is None else None,
-        session_id=_text(getattr(request, "session_id", None)) or _text(hints.get(SESSION)),
-        parent_id=_text(hints.get(PARENT)),
-        tenant=request.cache_salt or "",
+        session_id=session_id,
+        parent_id=parent_id,
+        tenant=read_tenant(request, tenant_source, counts),
         priority=request.priority if by_priority else 0,
-        last=_flag(hints.get(LAST)),
+        last=last,
+        hint=declared.hint,
     )
 
 
-def _text(value: Any) -> str | None:
-    if isinstance(value, str):
-        return value or None
-    if isinstance(value, int) and not isinstance(value, bool):
-        return str(value)
-    return None
+def read_tenant(request: Request, source: TenantSource, counts: Counts) -> str:
+    """Whose request it is, from the one source that the operator vouches for; "" where it is mute.
+
+    "cache_salt": the request's salt. "saga_tenant": the key of that name in `vllm_xargs`, which a
+    gateway has to set on every request, over whatever the client sent. "none": one tenant for all.
+    """
+    sent = _extra(request).get(TENANT)
+    if source == "saga_tenant":
+        return read_text(sent, counts) or ""
+    if sent is not None:
+        counts["untrusted"] += 1
+    return (request.cache_salt or "") if source == "cache_salt" else ""
 
 
-def _flag(value: Any) -> bool:
-    if isinstance(value, str):
-        return value.strip().lower() in ("1", "true", "yes")
-    return value in (True, 1)
+def _extra(request: Request) -> Mapping[str, Any]:
+    params = request.sampling_params
+    extra = params.extra_args if params is not None else None
+    return extra if isinstance(extra, Mapping) else _NONE
+
+
+def _is_last(declared: Declared) -> bool:
+    return declared.hint is not None and declared.hint.last
+
+
+def _first(counts: Counts, *ids: str | None) -> str | None:
+    """The first id that there is; every other one is counted."""
+    chosen = None
+    for name in ids:
+        if chosen is None:
+            chosen = name
+        elif name is not None and name != chosen:
+            counts["conflict"] += 1
+    return chosen

@@ -12,16 +12,20 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
 from vllm.v1.core.sched.scheduler import Scheduler
-from vllm.v1.request import Request
+from vllm.v1.request import Request, RequestStatus
 
 from vllm_saga.config import SagaConfig, load_config
 from vllm_saga.engine import compat
 from vllm_saga.engine.blocks import RetentionQueue
 from vllm_saga.engine.hints import read_arrival
+from vllm_saga.engine.memory import GraphFile, of_rank
 from vllm_saga.engine.queue import WorkflowQueue
 from vllm_saga.engine.timing import StepTimer
-from vllm_saga.policy.retention import UNOWNED, KeepRank, keep_rank
+from vllm_saga.engine.tools import ToolReader
+from vllm_saga.policy.hints import HintLimits, no_counts
+from vllm_saga.policy.retention import UNOWNED, KeepRank
 from vllm_saga.policy.saga import SagaPolicy
+from vllm_saga.policy.workflow import Arrival
 
 logger = init_logger("vllm.saga")
 
@@ -47,7 +51,12 @@ class SagaMixin(_Upstream):
         self.saga_failures = 0
         self._free_queue: RetentionQueue | None = None
         self._next_log = 0.0
+        self.hint_counts = no_counts()
+        self._hint_limits = HintLimits(
+            enabled=config.hints, max_ttl_s=config.max_hint_s, max_gap_s=config.max_hint_s
+        )
         self._timer = StepTimer()
+        self._graph_file: GraphFile | None = None
         if not self.cache_config.enable_prefix_caching:
             logger.warning(
                 "saga: prefix caching is off, so there is no KV to keep between calls: "
@@ -60,12 +69,18 @@ class SagaMixin(_Upstream):
     def _install(self, config: SagaConfig) -> None:
         pool = self.kv_cache_manager.block_pool
         usable = (pool.num_gpu_blocks - 1) / self._blocks_per_hash()
-        self.saga = SagaPolicy(config, int(usable), self.hash_block_size)
+        saga = SagaPolicy(config, int(usable), self.hash_block_size)
+        self._tool_reader = ToolReader(self.vllm_config.model_config, config.tool_patterns)
+        if config.graph_path is not None:
+            rank = self.vllm_config.parallel_config.data_parallel_index
+            self._graph_file = GraphFile(of_rank(config.graph_path, rank), config.graph_save_s)
+            self._graph_file.load(saga.classes)
+        self.saga = saga
         self._held_queue = WorkflowQueue(self.policy, self._is_held)
         self.waiting = self._held_queue
         if hasattr(self, "skipped_waiting"):  # vLLM <= 0.28
             self.skipped_waiting = WorkflowQueue(self.policy, lambda request: False)
-        if config.retention:
+        if config.retention != "stock":
             self._free_queue = RetentionQueue(pool.free_block_queue, self._keep_ranks)
             pool.free_block_queue = self._free_queue
         logger.info("saga: on, %d KV blocks of %d tokens", usable, self.hash_block_size)
@@ -80,10 +95,7 @@ class SagaMixin(_Upstream):
 
     def add_request(self, request: Request) -> None:
         if self.saga is not None and self._is_plain(request):
-            by_priority = self.policy is SchedulingPolicy.PRIORITY
-            self._guarded(
-                lambda saga: saga.on_arrival(read_arrival(request, by_priority), self._now())
-            )
+            self._guarded(lambda saga: saga.on_arrival(self._arrival(saga, request), self._now()))
         super().add_request(request)
 
     def schedule(self, *args: Any, **kwargs: Any) -> SchedulerOutput:
@@ -107,7 +119,9 @@ class SagaMixin(_Upstream):
         result = super()._free_request(request, *args, **kwargs)
         if self.saga is not None:
             self._guarded(
-                lambda saga: saga.on_finish(request.request_id, request.num_tokens, self._now())
+                lambda saga: saga.on_finish(
+                    request.request_id, request.num_tokens, self._now(), self._tools_of(request)
+                )
             )
         return result
 
@@ -124,6 +138,11 @@ class SagaMixin(_Upstream):
             self._guarded(lambda saga: saga.reset())
         return done
 
+    def shutdown(self, *args: Any, **kwargs: Any) -> None:
+        if self._graph_file is not None and self.saga is not None:
+            self._graph_file.save_now(self.saga.classes)
+        super().shutdown(*args, **kwargs)
+
     def _select_waiting_queue_for_scheduling(self) -> RequestQueue | None:
         # vLLM <= 0.28 only: there the emptiness of a queue is asked by its length.
         for queue in (self.skipped_waiting, self.waiting):
@@ -138,6 +157,17 @@ class SagaMixin(_Upstream):
         new = request.request_id not in self.requests and not request.resumable
         return new and not request.kv_transfer_params
 
+    def _arrival(self, saga: SagaPolicy, request: Request) -> Arrival:
+        by_priority = self.policy is SchedulingPolicy.PRIORITY
+        source = saga.config.tenant_source
+        return read_arrival(request, by_priority, self.hint_counts, self._hint_limits, source)
+
+    def _tools_of(self, request: Request) -> Sequence[str] | None:
+        """The tools that a finished call's output calls; None where that cannot be known."""
+        if request.status is RequestStatus.FINISHED_ABORTED:
+            return None
+        return self._tool_reader.names(request.output_token_ids)
+
     def _before_step(self) -> None:
         now = self._now()
         released = self._guarded(lambda saga: saga.on_step(now))
@@ -149,6 +179,9 @@ class SagaMixin(_Upstream):
             self._guarded(self._sort_victims)
         if self.saga is not None and now >= self._next_log:
             self._log_state(self.saga, now)
+        if self._graph_file is not None:
+            file = self._graph_file
+            self._guarded(lambda saga: file.maybe_save(saga.classes, now))
 
     def _is_tight(self) -> bool:
         """Whether this step may have to preempt: about one new block per running call."""
@@ -170,7 +203,7 @@ class SagaMixin(_Upstream):
         return bool(self._guarded(lambda saga: saga.is_held(request.request_id)))
 
     def _keep_ranks(self, owners: Sequence[Any]) -> Sequence[KeepRank]:
-        ranks = self._guarded(lambda saga: [keep_rank(owner) for owner in owners])
+        ranks = self._guarded(lambda saga: saga.keep_ranks(owners, self._now()))
         return [UNOWNED] * len(owners) if ranks is None else ranks
 
     def _guarded(self, action: Callable[[SagaPolicy], T]) -> T | None:
@@ -193,7 +226,9 @@ class SagaMixin(_Upstream):
     def _log_state(self, saga: SagaPolicy, now: float) -> None:
         interval = saga.config.log_interval_s
         if interval and self.requests:
-            logger.info("saga: %s", " ".join(f"{k}={v}" for k, v in saga.state().items()))
+            hints = {f"hints_{name}": count for name, count in self.hint_counts.items() if count}
+            state = {**saga.state(), **hints}
+            logger.info("saga: %s", " ".join(f"{k}={v}" for k, v in state.items()))
         self._next_log = now + (interval or float("inf"))
 
     def _now(self) -> float:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
+
+from vllm_saga.policy.records import NUM_LENGTH_BINS as _NUM_BINS
 
 _GROWTH = 1.25
-_NUM_BINS = 36
 _FORGET_AT = 500.0
 # Coding agents make tens of calls: an exponential distribution around this many.
 _PRIOR_CALLS = 20.0
@@ -49,11 +51,24 @@ class LengthModel:
             self._counts = [count * 0.5 for count in self._counts]
             self._ends *= 0.5
 
+    def retract(self, calls: int) -> None:
+        """A workflow said to have ended after `calls` calls has not."""
+        if self._parent is not None:
+            self._parent.retract(calls)
+        index = _bin(calls)
+        still = min(self._counts[index], 1.0)
+        self._counts[index] -= still
+        self._ends -= still
+
     def remaining(self, done: int) -> float:
         """Calls expected of a workflow that has made `done` and has not ended; at least 1."""
+        return self.remaining_moments(done)[0]
+
+    def remaining_moments(self, done: int) -> tuple[float, float]:
+        """Mean and variance of the calls left to a workflow that made `done` and has not ended."""
         parent = self._parent
         scale = _BACK_OFF_WEIGHT / parent._ends if parent is not None else 0.0
-        weight = left = 0.0
+        weight = left = squares = 0.0
         for index in range(_bin(done), _NUM_BINS):
             more = _LENGTHS[index] - done
             if more > 0.0:
@@ -62,6 +77,18 @@ class LengthModel:
                     count += scale * parent._counts[index]
                 weight += count
                 left += count * more
+                squares += count * more * more
         # Hardly any got so far: what few did says little.
         beyond = _BEYOND * (_BEYOND * done)
-        return max((left + beyond) / (weight + _BEYOND), 1.0)
+        weight += _BEYOND
+        mean = (left + beyond) / weight
+        variance = (squares + beyond * (_BEYOND * done)) / weight - mean * mean
+        return max(mean, 1.0), max(variance, 0.0)
+
+    def record(self) -> tuple[float, ...]:
+        """All there is to know but for the parent, for `restore`: ended workflows by bin."""
+        return tuple(self._counts)
+
+    def restore(self, record: Sequence[float]) -> None:
+        self._counts = list(record)
+        self._ends = sum(record)

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from collections.abc import Callable, Hashable
+from collections.abc import Hashable
 
 from vllm_saga.policy.chain import Chain
+from vllm_saga.policy.price import Price
 from vllm_saga.policy.workflow import Context, Workflow
 
 # Share of the pool in use below which it is not tight any more.
 _SLACK = 0.8
+# Share of the expected growth that is reserved without any patience.
+_LEAST_RESERVE = 0.2
 
 
 class BlockLedger:
@@ -65,32 +68,33 @@ class BlockLedger:
 class Residency:
     """Workflow-atomic admission: a workflow is either resident or its calls are held.
 
-    need(w) = its distinct blocks + one call's growth; once the pool is tight also `growth_reserve`
-    of its expected growth within `break_even_s`. A workflow enters while all needs fit in
+    need(w) = its distinct blocks + one call's growth; once the pool is tight also a share of its
+    expected growth that rises with `patience`, as far ahead as room that stays empty is worth it
+    (`Price.break_even_s`). A workflow enters while all needs fit in
     `capacity` blocks, or when nobody is resident; returning workflows first, then by their `turn`.
-    It stays until it ends, until it has been away past its class's patience, until it gives way
-    (policy/saga.py), or until the residents outgrow the pool: then the youngest idle one leaves. A
-    hold longer than `max_hold_s` seconds ends whatever the budget says. The pool is tight from the
-    first call that has to be held or workflow that has to leave until nothing is held and a fifth
-    of the pool is spare: before, nothing differs from stock.
+    It stays until it ends, until it has been away for too long (policy/absence.py), or until the
+    residents outgrow the pool: then the youngest idle one leaves. A hold longer than `max_hold_s`
+    seconds ends whatever the budget says. The pool is tight from the first call that has to be held
+    or workflow that has to leave until nothing is held and a fifth of the pool is spare: before,
+    nothing differs from stock.
     """
 
     def __init__(
         self,
         capacity: int,
         block_size: int,
-        growth_reserve: float,
+        patience: float,
         max_hold_s: float,
-        break_even_s: Callable[[Workflow], float],
+        price: Price,
     ) -> None:
         self.capacity = capacity
         self.ledger = BlockLedger()
         self.residents: dict[Workflow, None] = {}
         self.loose_blocks = 0
         self._block_size = block_size
-        self._growth_reserve = growth_reserve
+        self._reserve = _LEAST_RESERVE + (1.0 - _LEAST_RESERVE) * patience
         self._max_hold_s = max_hold_s
-        self._break_even_s = break_even_s
+        self._price = price
         self.tight = False
         self._next_total = 0
         self._reserve_total = 0
@@ -169,6 +173,7 @@ class Residency:
         if len(workflow.held) > 1:
             return
         workflow.held_since = now
+        workflow.turn = turn
         self.tight = True
         self.held_workflows += 1
         new = not workflow.was_resident
@@ -245,8 +250,7 @@ class Residency:
     def _reserve_blocks(self, workflow: Workflow) -> int:
         if not workflow.known:
             return 0
-        agent, done = workflow.agent, workflow.calls_done
-        later = self._growth_reserve * agent.remaining_growth_tokens(done)
+        later = self._reserve * workflow.remaining_growth_tokens()
         # Room that stays empty for longer than computing the context again is worth is wasted.
-        soon = min(1.0, self._break_even_s(workflow) / max(agent.remaining_s(done), 1e-6))
+        soon = min(1.0, self._price.break_even_s(workflow) / max(workflow.remaining_s(), 1e-6))
         return int(soon * later) // self._block_size

@@ -2,27 +2,19 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
-import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 
 from vllm_saga.config import SagaConfig
-from vllm_saga.policy.chain import common_prefix
+from vllm_saga.policy.absence import Absences
+from vllm_saga.policy.contexts import Contexts
 from vllm_saga.policy.cost import CostModel
 from vllm_saga.policy.graph import AgentClasses
 from vllm_saga.policy.identity import Identity, LineageIndex
+from vllm_saga.policy.price import Price
 from vllm_saga.policy.residency import Residency
+from vllm_saga.policy.retention import KeepRank, choose
+from vllm_saga.policy.toolgraph import JOINT, SUBAGENTS, node_name
 from vllm_saga.policy.workflow import Arrival, Call, Context, Session, Workflow, WorkflowTable
-
-_Idle = tuple[float, int, Workflow, float]
-"""Something is due for an idle workflow: (when, order, workflow, idle since)."""
-
-_MAX_IDLE_CONTEXTS = 4
-# An engine with nothing to run while calls are held waits this long for a resident to return: about
-# what re-prefilling a displaced context costs, so that waiting never loses more than twice (ski
-# rental).
-_IDLE_ENGINE_S = 1.0
 
 
 class SagaPolicy:
@@ -48,20 +40,16 @@ class SagaPolicy:
             max_idle=config.max_sessions,
             max_hashes=max(4 * pool_blocks, 65_536),
         )
-        self._identity = Identity(self.table, self.lineage if config.lineage else None)
-        self.residency = Residency(
-            capacity=max(int(pool_blocks * (1.0 - config.headroom)), 1),
-            block_size=block_size,
-            growth_reserve=config.growth_reserve,
-            max_hold_s=config.max_hold_s,
-            break_even_s=self._break_even_s,
-        )
-        self._order = itertools.count()
-        self._busy_at = 0.0
-        self._patience: list[_Idle] = []
-        self._ways: list[_Idle] = []
-        names = ("holds", "forced", "displaced", "gave_way", "sessions_ended")
-        self.counters = dict.fromkeys(names, 0)
+        capacity = max(int(pool_blocks * (1.0 - config.headroom)), 1)
+        price = Price(self.cost, config.patience, capacity * block_size)
+        self.residency = Residency(capacity, block_size, config.patience, config.max_hold_s, price)
+        lineage = self.lineage if config.lineage else None
+        self._identity = Identity(self.table, lineage)
+        give_up = config.give_up_probability
+        self._contexts = Contexts(self.residency.ledger, lineage, block_size, give_up)
+        self.retention = choose(config.retention, self.residency, price)
+        self._absences = Absences(self.residency, self.table, price, self.retention, give_up)
+        self.counters = dict.fromkeys(("holds", "forced", "displaced", "sessions_ended"), 0)
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -70,19 +58,28 @@ class SagaPolicy:
         agent = self.classes.get(self._fingerprint(arrival))
         session = self._identity.resolve(arrival, agent)
         workflow = session.workflow
-        gap_s = self._wake(workflow, now)
+        gap_s = self._absences.wake(workflow, now)
         if not workflow.began_at:
             workflow.began_at = now
         workflow.priority = arrival.priority
-        context = self._context_for(session, arrival, now)
+        if arrival.hint is not None:
+            workflow.hint, workflow.hinted_at_calls = arrival.hint, workflow.calls_done
+        context = self._contexts.of(session, arrival, now)
+        if context.tokens and workflow.last_session is not session:
+            self._join(context, now)
         tail = self._prompt_tail(arrival)
         call = Call(arrival.call_id, context, arrival.prompt_tokens, arrival.last, tail, gap_s)
         context.call = call
         workflow.calls[call.call_id] = self.calls[call.call_id] = call
         self._admit_or_hold(workflow, call, now)
 
-    def on_finish(self, call_id: str, total_tokens: int, now: float) -> None:
-        """A call has ended in whatever way; its context holds `total_tokens` tokens."""
+    def on_finish(
+        self, call_id: str, total_tokens: int, now: float, tools: Sequence[str] | None = None
+    ) -> None:
+        """A call has ended in whatever way; its context holds `total_tokens` tokens.
+
+        tools: what its output calls, by name; None if that is not known.
+        """
         call = self.calls.pop(call_id, None)
         if call is None:
             return
@@ -92,31 +89,37 @@ class SagaPolicy:
         context.call = None
         context.idle_since = now
         if not self.residency.withdraw(workflow, call_id):
-            self._extend(context, call, total_tokens)
-            workflow.agent.observe_cycle(call.gap_s + now - call.begun_at)
+            growth_tokens = self._contexts.extend(context, call, total_tokens)
+            self._learn(call, growth_tokens, tools, now)
         self.residency.loose_blocks -= call.loose_blocks
         session.ending |= call.last
         if session.ending and not any(other.call for other in session.contexts):
             self._end_session(session)
-        elif len(session.contexts) > _MAX_IDLE_CONTEXTS:
-            self._retire_contexts(session, now)
+        else:
+            self._contexts.retire_excess(session, now)
         if workflow.resident:
             self.residency.update(workflow)
         if not workflow.calls:
-            self._rest(workflow, now)
+            self._absences.rest(workflow, now)
 
     def on_step(self, now: float) -> list[str]:
         """Time has passed: retire who is away too long, let in who fits.
 
         Returns the calls whose hold is over.
         """
-        self._lose_patience(now)
-        self._use_idle_engine(now)
+        held = self.residency.held_calls
+        self._absences.presume_ends(now)
+        self._absences.use_idle_engine(now, idle=0 < held == len(self.calls))
         for workflow in self.table.expired(now):
-            self._forget(workflow)
+            self._absences.end(workflow)
+            for context in workflow.contexts():
+                self._contexts.kill(context)
         released: list[str] = []
         while (entrant := self._next_to_enter(now)) is not None:
-            overdue = now - entrant.held_since >= self.config.max_hold_s
+            held_s = now - entrant.held_since
+            overdue = held_s >= self.config.max_hold_s
+            if entrant.was_resident:
+                self.retention.on_release(entrant, held_s)
             fits = not overdue or self.residency.fits(entrant)
             call_ids = self.residency.unhold(entrant)
             calls = [self.calls[call_id] for call_id in call_ids]
@@ -148,6 +151,10 @@ class SagaPolicy:
             return None
         return call.context
 
+    def keep_ranks(self, owners: Sequence[Context], now: float) -> Sequence[KeepRank]:
+        """How much the cached blocks of each owner are worth keeping: the least dies first."""
+        return self.retention.ranks(owners, now)
+
     def running_rank(self, call_id: str) -> tuple[bool, int]:
         """Sort key of running calls: under pressure the largest is preempted first."""
         call = self.calls.get(call_id)
@@ -169,6 +176,7 @@ class SagaPolicy:
             "ledger_blocks": len(self.residency.ledger),
             "used_blocks": self.residency.used_blocks,
             "capacity_blocks": self.residency.capacity,
+            "gave_way": self._absences.gave_way,
             **self.counters,
         }
 
@@ -188,7 +196,7 @@ class SagaPolicy:
     def _hold(self, workflow: Workflow, call: Call, now: float) -> None:
         self.counters["holds"] += 1
         if not self.residency.held_calls:
-            self._busy_at = now
+            self._absences.use_idle_engine(now, idle=False)
         self.residency.hold(workflow, call.call_id, now, self._turn(workflow, call))
 
     def _turn(self, workflow: Workflow, call: Call) -> float:
@@ -197,11 +205,21 @@ class SagaPolicy:
         Oldest first, but one that is expected to fill the whole pool for a second counts as
         `short_first` seconds younger.
         """
-        agent, done = workflow.agent, workflow.calls_done
         now_tokens = max(call.prompt_tokens, sum(c.tokens for c in workflow.contexts()))
-        tokens = now_tokens + agent.remaining_growth_tokens(done) / 2
+        tokens = now_tokens + workflow.remaining_growth_tokens() / 2
         share = tokens / (self.residency.capacity * self.block_size)
-        return workflow.began_at + self.config.short_first * share * agent.remaining_s(done)
+        return workflow.began_at + self.config.short_first * share * workflow.remaining_s()
+
+    def _next_to_enter(self, now: float) -> Workflow | None:
+        """Who enters now; residents who are away too long for their KV's worth give way to them."""
+        residency = self.residency
+        entrant = residency.next_to_enter(now)
+        if entrant is not None or not residency.held_workflows:
+            return entrant
+        first = residency.first_in_line()
+        if first is not None:
+            self._absences.give_way(residency.shortfall(first), now)
+        return residency.next_to_enter(now)
 
     def _let_in(self, workflow: Workflow, calls: list[Call], now: float) -> None:
         residency = self.residency
@@ -227,172 +245,39 @@ class SagaPolicy:
             call.loose_blocks = 1 + self.residency.ledger.missing(call.context.chain)
             self.residency.loose_blocks += call.loose_blocks
 
-    # -- contexts -------------------------------------------------------------------------------
+    # -- the rest -------------------------------------------------------------------------------
 
-    def _context_for(self, session: Session, arrival: Arrival, now: float) -> Context:
-        """The context this call extends or edits; a new one for a side call or a sub-agent.
-
-        A prompt that leaves the last one early but beyond what its whole class shares is an edit:
-        the context goes on, and what it left behind is superseded.
-        """
-        best, best_common = None, 0
-        for context in session.contexts:
-            if context.call is None:
-                common = common_prefix(context.chain, arrival.chain)
-                if common > best_common:
-                    best, best_common = context, common
-        agent = session.workflow.agent
-        if best is not None and (
-            best_common >= best.prompt_blocks or best_common > agent.shared_blocks
-        ):
-            self.residency.ledger.uncount(best, keep=best_common)
-            best.chain = arrival.chain
-            return best
-        self._retire_contexts(session, now)
-        agent.observe_first_chain(arrival.chain)
-        context = Context(session, arrival.chain)
-        session.contexts.append(context)
-        return context
-
-    def _extend(self, context: Context, call: Call, total_tokens: int) -> None:
-        """A call that has run left its context `total_tokens` long."""
+    def _learn(
+        self, call: Call, growth_tokens: int, tools: Sequence[str] | None, now: float
+    ) -> None:
+        """A call has run, and leads to `tools`."""
+        context = call.context
         workflow = context.session.workflow
         workflow.calls_done += 1
+        hint = workflow.hint
+        if tools is None and hint is not None and hint.next_tool is not None:
+            tools = hint.next_tool.split(JOINT)
+        tool = None if tools is None else node_name(tools)
         if workflow.known:
-            before = context.tokens or call.prompt_tokens
-            workflow.agent.observe_growth(max(total_tokens - before, 0))
-        context.tokens = total_tokens
-        context.prompt_tokens = call.prompt_tokens
-        context.prompt_tail = call.tail
-        context.prompt_blocks = min(call.prompt_tokens // self.block_size, len(context.chain))
-        if self.config.lineage:
-            self.lineage.add(context)
+            workflow.agent.observe_call(context.tool, tool, growth_tokens)
+        context.tool = workflow.tool = tool
+        workflow.last_session = context.session
+        workflow.agent.observe_cycle(call.gap_s + now - call.begun_at)
 
-    def _retire_contexts(self, session: Session, now: float) -> None:
-        """Idle contexts that a session has most likely left behind are dead."""
-        patience = session.workflow.agent.gaps.patience_s(self.config.give_up_probability)
-        idle = sorted((c for c in session.contexts if c.call is None), key=lambda c: c.idle_since)
-        excess = len(idle) - _MAX_IDLE_CONTEXTS
-        for index, context in enumerate(idle):
-            if index < excess or now - context.idle_since > patience:
-                session.contexts.remove(context)
-                self._kill(context)
-
-    def _kill(self, context: Context) -> None:
-        context.dead = True
-        self.lineage.remove(context)
-        self.residency.ledger.uncount(context)
+    def _join(self, context: Context, now: float) -> None:
+        """A context goes on after others of its workflow have run: it waited for sub-agents."""
+        agent = context.session.workflow.agent
+        agent.observe_join(context.tool)
+        context.tool = SUBAGENTS
+        agent.gaps_after(SUBAGENTS).observe_return(now - context.idle_since)
 
     def _end_session(self, session: Session) -> None:
         """A session has said that it is over: what it cached is dead at once."""
         self.counters["sessions_ended"] += 1
         for context in session.contexts:
-            self._kill(context)
+            self._contexts.kill(context)
         session.contexts.clear()
         self.table.drop_session(session)
-
-    # -- idleness -------------------------------------------------------------------------------
-
-    def _wake(self, workflow: Workflow, now: float) -> float:
-        """A workflow comes back (or comes for the first time); returns how long it was away."""
-        if not self.table.wake(workflow):
-            return 0.0
-        if workflow.stale:
-            workflow.stale = False
-            workflow.agent.gaps.retract_end()
-        gap_s = now - workflow.idle_since
-        workflow.agent.gaps.observe_return(gap_s)
-        return gap_s
-
-    def _rest(self, workflow: Workflow, now: float) -> None:
-        """A workflow has no call in flight: it is in a gap, or it has ended."""
-        if not workflow.sessions:
-            self.residency.leave(workflow)
-            workflow.agent.observe_end(workflow.calls_done)
-            return
-        self.table.rest(workflow, now)
-        if workflow.known:
-            patience = workflow.agent.gaps.patience_s(self.config.give_up_probability)
-            entry = (now + patience, next(self._order), workflow, now)
-            self._push(self._patience, entry)
-            way = workflow.agent.gaps.give_way_s(self._break_even_s(workflow))
-            if workflow.resident and way < patience:
-                self._push(self._ways, (now + way, next(self._order), workflow, now))
-
-    def _push(self, heap: list[_Idle], entry: _Idle) -> None:
-        heapq.heappush(heap, entry)
-        if len(heap) > 4 * len(self.table.idle) + 64:
-            heap[:] = [e for e in heap if self._is_waiting(e[2], e[3])]
-            heapq.heapify(heap)
-
-    def _break_even_s(self, workflow: Workflow) -> float:
-        """Seconds of holding the workflow's KV that cost what computing it again does.
-
-        A pool of blocks is worth `cost.spare` engine seconds a second to those who wait for it, a
-        part of it that part. Nothing is given up before steps have been timed.
-        """
-        if not self.cost.known:
-            return math.inf
-        tokens = [max(context.tokens, 1) for context in workflow.contexts()]
-        again_s = sum(map(self.cost.prefill_s, tokens))
-        share = sum(tokens) / (self.residency.capacity * self.block_size)
-        return again_s / max(self.config.price * self.cost.spare * share, 1e-9)
-
-    def _next_to_enter(self, now: float) -> Workflow | None:
-        """Who enters now; residents who are away too long for their KV's worth give way to them."""
-        residency = self.residency
-        entrant = residency.next_to_enter(now)
-        if entrant is not None or not residency.held_workflows:
-            return entrant
-        first = residency.first_in_line()
-        missing = residency.shortfall(first) if first else 0
-        due, most = [], 0
-        while most < missing and self._ways and self._ways[0][0] <= now:
-            entry = heapq.heappop(self._ways)
-            if entry[2].resident and self._is_waiting(entry[2], entry[3]):
-                due.append(entry)
-                most += residency.promised_blocks(entry[2])
-        for entry in due:
-            if most < missing:
-                heapq.heappush(self._ways, entry)
-            else:
-                residency.leave(entry[2])
-                self.counters["gave_way"] += 1
-        return residency.next_to_enter(now)
-
-    def _is_waiting(self, workflow: Workflow, since: float) -> bool:
-        idle = workflow in self.table.idle
-        return idle and workflow.idle_since == since and not workflow.stale
-
-    def _lose_patience(self, now: float) -> None:
-        """Workflows away longer than their class's patience have most likely ended."""
-        while self._patience and self._patience[0][0] <= now:
-            _, _, workflow, since = heapq.heappop(self._patience)
-            if self._is_waiting(workflow, since):
-                self._presume_ended(workflow)
-
-    def _use_idle_engine(self, now: float) -> None:
-        """Nothing to run, but calls are held: the resident longest away loses its place."""
-        residency = self.residency
-        if len(self.calls) > residency.held_calls or not residency.held_calls:
-            self._busy_at = now
-        elif now - self._busy_at >= _IDLE_ENGINE_S and residency.residents:
-            self._presume_ended(min(residency.residents, key=lambda w: w.idle_since))
-
-    def _presume_ended(self, workflow: Workflow) -> None:
-        workflow.stale = True
-        workflow.agent.observe_end(workflow.calls_done)
-        self.residency.leave(workflow)
-
-    def _forget(self, workflow: Workflow) -> None:
-        """An idle workflow's time or room is up."""
-        self.residency.leave(workflow)
-        if workflow.known and not workflow.stale:
-            workflow.agent.observe_end(workflow.calls_done)
-        for context in workflow.contexts():
-            self._kill(context)
-
-    # -- small things ---------------------------------------------------------------------------
 
     def _fingerprint(self, arrival: Arrival) -> Hashable:
         return (arrival.tenant, arrival.chain[0] if arrival.chain else None)

@@ -8,6 +8,8 @@ from dataclasses import dataclass, field
 
 from vllm_saga.policy.chain import Chain
 from vllm_saga.policy.graph import AgentClass
+from vllm_saga.policy.hints import Hint
+from vllm_saga.policy.toolgraph import START
 
 SessionKey = tuple[str, str]
 """(tenant, session id): a session id means nothing outside its tenant."""
@@ -30,6 +32,7 @@ class Arrival:
     tenant: str = ""
     priority: int = 0
     last: bool = False
+    hint: Hint | None = None
 
 
 @dataclass(eq=False, slots=True)
@@ -37,7 +40,9 @@ class Context:
     """One growing prompt of a session, and the owner of its cached KV blocks.
 
     A session has several when sub-agents or side calls share its id. `counted` is how many leading
-    hashes of `chain` the residency ledger holds for it.
+    hashes of `chain` the residency ledger holds for it. Until `protected_until` a retention
+    strategy keeps it before others. `tool` is the node of the execution graph that its last call
+    led to.
     """
 
     session: Session
@@ -51,6 +56,8 @@ class Context:
     anchors: tuple[Hashable, ...] = ()
     prompt_tail: tuple[int, ...] = ()
     prompt_tokens: int = 0
+    protected_until: float = 0.0
+    tool: str | None = START
 
 
 @dataclass(eq=False, slots=True)
@@ -68,7 +75,10 @@ class Workflow:
     """A root session with its sub-agents: one age, one residency, one share.
 
     `known` is False for a call that named no session and continued none: it is scheduled as stock
-    vLLM would. `stale` means away for so long that it has most likely ended.
+    vLLM would. `stale` means away for so long that it has most likely ended. `turn` is its place in
+    the line of the held, `tool` the node of the execution graph that its last call led to, which
+    was `last_session`'s. `hint` is what its last call declared that declared anything, made when
+    `hinted_at_calls` calls were done.
     """
 
     seq: int
@@ -86,7 +96,39 @@ class Workflow:
     reserve_blocks: int = 0
     held: dict[str, None] = field(default_factory=dict)
     held_since: float = 0.0
+    turn: float = 0.0
+    tool: str | None = None
+    last_session: Session | None = None
+    hint: Hint | None = None
+    hinted_at_calls: int = 0
     began_at: float = 0.0
+
+    def remaining_calls(self) -> float:
+        """Calls it is expected to make, as it declared where its class is believed; at least 1."""
+        if self._is_believed:
+            return max(self.declared_calls - self.calls_done, 1.0)
+        return self.agent.remaining_calls(self.calls_done)
+
+    @property
+    def declared_calls(self) -> float:
+        """Calls it declared to make in all; 0 if it did not."""
+        if self.hint is None or self.hint.steps_left is None:
+            return 0.0
+        return self.hinted_at_calls + 1.0 + self.hint.steps_left
+
+    def remaining_s(self) -> float:
+        """Seconds it is expected to need until its end, holds aside."""
+        return self.remaining_calls() * self.agent.cycle_s
+
+    def remaining_growth_tokens(self) -> float:
+        """Tokens it is expected to add until its end."""
+        if self._is_believed:
+            return self.remaining_calls() * self.agent.growth_tokens
+        return self.agent.remaining_growth_tokens(self.calls_done)
+
+    @property
+    def _is_believed(self) -> bool:
+        return self.declared_calls > 0.0 and self.agent.declared_calls.believed
 
     def contexts(self) -> Iterator[Context]:
         for session in self.sessions.values():

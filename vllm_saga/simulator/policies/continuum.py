@@ -4,89 +4,21 @@ from __future__ import annotations
 
 import heapq
 import itertools
-import math
-from array import array
-from bisect import insort
-from collections import deque
 from dataclasses import dataclass
-from statistics import fmean
 from typing import Any
 
-import numpy as np
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import RequestStatus
 
+from vllm_saga.policy.retention import TimeToLive
 from vllm_saga.simulator.hardware import call_alone_s
 from vllm_saga.simulator.policies.base import ClusterView, Policy
 from vllm_saga.simulator.records import LiveCall, LiveSession, Thread
 
-#: Observed gaps before a distribution is trusted: of any tool, and of one tool (K in the paper).
-ENOUGH = 100
-#: Waits of evicted calls that the mean is taken over. Not published; ours.
-WAITS = 256
 #: What fills the gap after a call that invoked no tool.
 NO_TOOL = ("human", "end")
 _CLASS = 1 << 40
-
-
-class TimeToLive:
-    """How long to keep a context: the τ that maximises P(gap ≤ τ) × B - τ.
-
-    B = mean wait of evicted calls × η + seconds to compute the context again. The candidates for τ
-    are 0 and the gaps seen: those after the same tool once there are more than `ENOUGH`, else those
-    after any tool; before that, gaps are taken to be Exp(1 s), which gives τ = ln B. η is minus the
-    correlation of calls made and calls left over the programs that have ended; 1 at first.
-    """
-
-    def __init__(self) -> None:
-        self._gaps = array("d")
-        self._gaps_of: dict[str, array[float]] = {}
-        self._waits: deque[float] = deque(maxlen=WAITS)
-        self._pairs = self._sum = self._squares = self._products = 0
-
-    def saw_gap(self, tool: str, seconds: float) -> None:
-        """A call came `seconds` after the one before it, which had invoked `tool`."""
-        insort(self._gaps, seconds)
-        insort(self._gaps_of.setdefault(tool, array("d")), seconds)
-
-    def saw_wait(self, seconds: float) -> None:
-        """A call whose context was not pinned waited so long to be scheduled."""
-        self._waits.append(seconds)
-
-    def saw_end(self, calls: int) -> None:
-        """A program has ended after so many calls: pairs (k, calls - k) for k = 1 … calls - 1."""
-        n = calls
-        self._pairs += n - 1
-        self._sum += n * (n - 1) // 2
-        squares = (n - 1) * n * (2 * n - 1) // 6
-        self._squares += squares
-        self._products += n * (n * (n - 1) // 2) - squares
-
-    @property
-    def eta(self) -> float:
-        # Calls made and calls left have the same sum and the same squares.
-        spread = self._pairs * self._squares - self._sum**2
-        if spread <= 0:
-            return 1.0
-        return -(self._pairs * self._products - self._sum**2) / spread
-
-    def seconds(self, tool: str, reload_s: float) -> float:
-        """τ after a call that invoked `tool`, for a context that takes `reload_s` to compute."""
-        wait = fmean(self._waits) if self._waits else 0.0
-        if len(self._gaps) <= ENOUGH:
-            benefit = wait + reload_s
-            return math.log(benefit) if benefit > 1.0 else 0.0
-        benefit = wait * self.eta + reload_s
-        gaps = self._gaps_of.get(tool, self._gaps)
-        if len(gaps) <= ENOUGH:
-            gaps = self._gaps
-        taus = np.frombuffer(gaps)
-        shares = np.arange(1, len(taus) + 1) / len(taus)
-        gains = shares * benefit - taus
-        best = int(gains.argmax())
-        at_once = float(np.searchsorted(taus, 0.0, side="right")) / len(taus) * benefit
-        return float(taus[best]) if gains[best] > at_once else 0.0
 
 
 @dataclass(eq=False, slots=True)

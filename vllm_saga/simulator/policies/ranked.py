@@ -52,7 +52,7 @@ class RankedPolicy(Policy):
     """Evicts the cached context with the smallest `keep_rank` first, tail first within it.
 
     Ranks are tuples `(class, value)`: dead contexts are (0, …), blocks of nobody (1, …), prefixes
-    shared by several live threads (4, …); between them and above there is room (2, 3, 5, …).
+    shared by several live threads (5, …); between them and above there is room (2, 3, 4, 6, …).
     """
 
     def __init__(self, cluster: ClusterView) -> None:

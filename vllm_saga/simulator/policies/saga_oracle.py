@@ -32,6 +32,9 @@ class _Future(AgentClass):
     def remaining_growth_tokens(self, calls_done: int) -> float:
         return self._growth_after[min(calls_done, len(self._growth_after) - 1)]
 
+    def remaining_growth(self, calls_done: int, tool: str | None = None) -> tuple[float, float]:
+        return self.remaining_growth_tokens(calls_done), 0.0
+
     def remaining_calls(self, calls_done: int) -> float:
         return float(max(len(self._future) - self._done, 0))
 
@@ -45,17 +48,29 @@ class _Future(AgentClass):
         """For ever while there is another call, not at all after the last."""
         return 1e9 if self._done < len(self._future) else 0.0
 
-    def observe_growth(self, tokens: int) -> None:
+    def return_rate(self, idle_s: float) -> float:
+        """1 over the seconds to the next call; 0 after the last."""
+        if self._done >= len(self._future):
+            return 0.0
+        return 1.0 / max(self._delays_s[self._done] - idle_s, 0.1)
+
+    def gaps_after(self, tool: str | None) -> Any:
+        return self
+
+    def confidence(self, tool: str | None) -> float:
+        return 1.0
+
+    def observe_call(self, previous: str | None, tool: str | None, growth_tokens: int) -> None:
         # Told once for every call that ends, before anything is asked.
         self._done += 1
 
     def observe_return(self, gap_s: float) -> None:
         pass
 
-    def retract_end(self) -> None:
+    def retract_end_after(self, tool: str | None, calls: int) -> None:
         pass
 
-    def observe_end(self, calls: int = 0) -> None:
+    def observe_end_after(self, tool: str | None, calls: int) -> None:
         pass
 
 
@@ -87,10 +102,12 @@ class SagaOracle(Saga):
         self._futures = _Futures()
 
     def attach(self, replica: int, scheduler: Any) -> None:
+        super().attach(replica, scheduler)
         scheduler.saga.classes = self._futures
         scheduler.saga._fingerprint = lambda arrival: arrival.session_id
 
     def on_submit(self, call: LiveCall) -> None:
+        super().on_submit(call)
         self._futures.know(call.session)
 
     def on_session_end(self, session: LiveSession) -> None:

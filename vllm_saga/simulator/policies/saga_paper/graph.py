@@ -8,13 +8,13 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
+from vllm_saga.policy.graph import reuse_probability
 from vllm_saga.simulator import trace
 from vllm_saga.simulator.hardware import Hardware, call_alone_s
 from vllm_saga.simulator.policies.saga_paper.formulas import (
     COLD_START,
     CONFIDENCE,
     P_TERM,
-    reuse_probability,
 )
 
 NO_TOOL = "NONE"

@@ -7,8 +7,8 @@ import itertools
 from collections import deque
 from dataclasses import dataclass
 
+from vllm_saga.policy.retention.wa_lru import PRESSURE_LOW
 from vllm_saga.simulator.policies.base import ClusterView
-from vllm_saga.simulator.policies.saga_paper.formulas import PRESSURE_LOW
 from vllm_saga.simulator.records import Thread
 
 

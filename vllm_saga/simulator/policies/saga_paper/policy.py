@@ -6,22 +6,18 @@ from collections.abc import Sequence
 from typing import Any
 
 from vllm_saga.policy.retention import DEAD, KeepRank
+from vllm_saga.policy.retention.wa_lru import ALPHA, BETA, eviction_score
 from vllm_saga.simulator import trace
 from vllm_saga.simulator.policies.base import ClusterView
 from vllm_saga.simulator.policies.ranked import RankedPolicy
 from vllm_saga.simulator.policies.saga_paper.balance import Balancer, copy_prefix
 from vllm_saga.simulator.policies.saga_paper.fairness import AgentFairShare, reorder
-from vllm_saga.simulator.policies.saga_paper.formulas import (
-    ALPHA,
-    BETA,
-    eviction_score,
-    ttl_s,
-)
+from vllm_saga.simulator.policies.saga_paper.formulas import ttl_s
 from vllm_saga.simulator.policies.saga_paper.graph import Histories, Run, tool_of
 from vllm_saga.simulator.policies.saga_paper.memory import Memory, Resident
 from vllm_saga.simulator.records import LiveCall, LiveSession, Thread
 
-# Classes of RetentionQueue: above blocks of nobody (1, 0), below shared prefixes (4, 0).
+# Classes of RetentionQueue: above blocks of nobody (1, 0), below shared prefixes (5, 0).
 _DROPPED, _UNPROTECTED, _PROTECTED = 1, 2, 3
 
 

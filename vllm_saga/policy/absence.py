@@ -1,0 +1,161 @@
+"""Workflows between two calls: how long they are away, and when they give up their place."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+
+from vllm_saga.policy.price import Price
+from vllm_saga.policy.residency import Residency
+from vllm_saga.policy.retention import Retention
+from vllm_saga.policy.workflow import Workflow, WorkflowTable
+
+_Due = tuple[float, int, Workflow, float]
+"""Something is due for an idle workflow: (when, order, workflow, idle since)."""
+
+# The least time for which an engine with nothing to run waits for a resident to return.
+_IDLE_ENGINE_S = 1.0
+# A workflow that is not back after so many times the gap it declared is late.
+_LATE = 2.0
+
+
+class Absences:
+    """Ends the residency of workflows that are away for too long, by three rules.
+
+    A workflow is presumed to have ended when its chance to return falls below `give_up`. While
+    others wait, a resident gives way to them once keeping its KV is expected to cost more than
+    computing it again (`GapModel.give_way_s`). And an engine that has nothing to run while calls
+    are held waits no longer than computing the cheapest resident again would take: so it never
+    loses more than twice (ski rental).
+    """
+
+    def __init__(
+        self,
+        residency: Residency,
+        table: WorkflowTable,
+        price: Price,
+        retention: Retention,
+        give_up: float,
+    ) -> None:
+        self._residency = residency
+        self._retention = retention
+        self._table = table
+        self._price = price
+        self._give_up = give_up
+        self._order = itertools.count()
+        self._ends: list[_Due] = []
+        self._ways: list[_Due] = []
+        self._busy_at = 0.0
+        self.gave_way = 0
+
+    def __len__(self) -> int:
+        return len(self._ends) + len(self._ways)
+
+    def wake(self, workflow: Workflow, now: float) -> float:
+        """A workflow comes back (or comes for the first time); returns how long it was away, s."""
+        if not self._table.wake(workflow):
+            return 0.0
+        if workflow.stale:
+            workflow.stale = False
+            workflow.agent.retract_end_after(workflow.tool, workflow.calls_done)
+        gap_s = now - workflow.idle_since
+        gaps = workflow.agent.gaps_after(workflow.tool)
+        declared_s = _declared_gap_s(workflow)
+        if declared_s is not None:
+            workflow.agent.declared_gaps.observe(declared_s, gaps.quantile_s(0.5), gap_s)
+        gaps.observe_return(gap_s)
+        self._retention.on_return(workflow, gap_s)
+        return gap_s
+
+    def rest(self, workflow: Workflow, now: float) -> None:
+        """A workflow has no call in flight: it is in a gap, or it has ended."""
+        if not workflow.sessions:
+            self.end(workflow)
+            return
+        self._table.rest(workflow, now)
+        if workflow.known:
+            patience, way = self._limits_s(workflow)
+            self._push(self._ends, (now + patience, next(self._order), workflow, now))
+            if workflow.resident and way < patience:
+                self._push(self._ways, (now + way, next(self._order), workflow, now))
+            for context in workflow.contexts():
+                self._retention.on_rest(context, now)
+
+    def end(self, workflow: Workflow) -> None:
+        """A workflow has ended, or is forgotten."""
+        self._residency.leave(workflow)
+        if workflow.known and not workflow.stale:
+            agent, calls = workflow.agent, workflow.calls_done
+            if workflow.declared_calls:
+                learned = workflow.hinted_at_calls + agent.remaining_calls(workflow.hinted_at_calls)
+                agent.declared_calls.observe(workflow.declared_calls, learned, calls)
+            agent.observe_end_after(workflow.tool, calls)
+            self._retention.on_end(workflow)
+
+    def presume_ends(self, now: float) -> None:
+        """Workflows away for longer than their class's patience have most likely ended."""
+        while self._ends and self._ends[0][0] <= now:
+            _, _, workflow, since = heapq.heappop(self._ends)
+            if self._is_away(workflow, since):
+                self.end(workflow)
+                workflow.stale = True
+
+    def use_idle_engine(self, now: float, idle: bool) -> None:
+        """`idle`: there are held calls, and none that could run."""
+        residents = self._residency.residents
+        if not idle:
+            self._busy_at = now
+        elif now - self._busy_at >= _IDLE_ENGINE_S and residents:
+            cheapest = min(residents, key=self._price.again_s)
+            if now - self._busy_at >= self._price.again_s(cheapest):
+                self._leave(cheapest)
+
+    def give_way(self, blocks: int, now: float) -> None:
+        """Residents who are away too long for their KV's worth leave, if that frees `blocks`."""
+        due: list[_Due] = []
+        most = 0
+        while most < blocks and self._ways and self._ways[0][0] <= now:
+            entry = heapq.heappop(self._ways)
+            if entry[2].resident and self._is_away(entry[2], entry[3]):
+                due.append(entry)
+                most += self._residency.promised_blocks(entry[2])
+        for entry in due:
+            if most < blocks:
+                heapq.heappush(self._ways, entry)
+            else:
+                self._leave(entry[2])
+
+    def _limits_s(self, workflow: Workflow) -> tuple[float, float]:
+        """Idle seconds after which it is presumed to have ended, and after which it gives way."""
+        gaps = workflow.agent.gaps_after(workflow.tool)
+        patience = gaps.patience_s(self._give_up)
+        break_even = self._price.break_even_s(workflow)
+        hint = workflow.hint
+        if hint is not None and hint.ttl_s is not None:
+            patience = max(patience, hint.ttl_s)
+        declared_s = _declared_gap_s(workflow)
+        if declared_s is None or not workflow.agent.declared_gaps.believed:
+            return patience, gaps.give_way_s(break_even)
+        late_s = _LATE * declared_s
+        return max(patience, late_s), 0.0 if declared_s > break_even else late_s
+
+    def _leave(self, workflow: Workflow) -> None:
+        self._residency.leave(workflow)
+        self.gave_way += 1
+
+    def _is_away(self, workflow: Workflow, since: float) -> bool:
+        idle = workflow in self._table.idle
+        return idle and workflow.idle_since == since and not workflow.stale
+
+    def _push(self, heap: list[_Due], entry: _Due) -> None:
+        heapq.heappush(heap, entry)
+        if len(heap) > 4 * len(self._table.idle) + 64:
+            heap[:] = [e for e in heap if self._is_away(e[2], e[3])]
+            heapq.heapify(heap)
+
+
+def _declared_gap_s(workflow: Workflow) -> float | None:
+    """The gap its last call declared; None if it declared none."""
+    if workflow.hint is None or workflow.hinted_at_calls != workflow.calls_done - 1:
+        return None
+    return workflow.hint.gap_s
