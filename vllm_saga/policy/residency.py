@@ -68,11 +68,11 @@ class BlockLedger:
 class Residency:
     """Workflow-atomic admission: a workflow is either resident or its calls are held.
 
-    need(w) = its distinct blocks + one call's growth; once the pool is tight also a share of its
-    expected growth that rises with `patience`, as far ahead as room that stays empty is worth it
-    (`Price.break_even_s`). A workflow enters while all needs fit in
-    `capacity` blocks, or when nobody is resident; returning workflows first, then by their `turn`.
-    It stays until it ends, until it has been away for too long (policy/absence.py), or until the
+    need(w) = its distinct blocks + one call's growth. A workflow enters while all needs fit in
+    `capacity` blocks, or when nobody is resident; those that have begun first, then by their
+    `turn`. Once the pool is tight, one that has not begun also has to leave room for growth, its
+    own and the residents': a share of what is expected that rises with `patience`, as far ahead as
+    room that stays empty is worth it (`Price.break_even_s`). A workflow stays until it ends, until it has been away for too long (policy/absence.py), or until the
     residents outgrow the pool: then the youngest idle one leaves. A hold longer than `max_hold_s`
     seconds ends whatever the budget says. The pool is tight from the first call that has to be held
     or workflow that has to leave until nothing is held and a fifth of the pool is spare: before,
@@ -117,7 +117,7 @@ class Residency:
         """Blocks that would have to leave before a workflow that is not resident fits."""
         blocks = sum(self.ledger.missing(context.chain) for context in workflow.contexts())
         blocks += self._next_blocks(workflow)
-        if self.tight:
+        if self.tight and not workflow.calls_done:
             blocks += self._reserve_blocks(workflow) + self._reserve_total
         return self.used_blocks + blocks - self.capacity
 
@@ -176,7 +176,7 @@ class Residency:
         workflow.turn = turn
         self.tight = True
         self.held_workflows += 1
-        new = not workflow.was_resident
+        new = not workflow.calls_done
         order = next(self._order)
         entry = (workflow.priority, new, turn, order, now, workflow)
         heapq.heappush(self._held, entry)
