@@ -6,7 +6,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
@@ -92,6 +92,22 @@ class SagaConfig(BaseModel):
         "cache_salt",
         description="What says whose a request is: its cache_salt, saga_tenant in its vllm_xargs "
         "(your gateway must set it on every request), or nothing: one tenant for all.",
+    )
+
+    tenant_weights: dict[str, Annotated[float, Field(gt=0.0)]] = Field(
+        {}, description="Share of a tenant relative to others' 1."
+    )
+    fair_window_s: float = Field(
+        60.0,
+        ge=0.0,
+        description="Engine seconds by which the service of tenants that wait may differ before "
+        "the least served goes first.",
+    )
+    slo_factor: float | None = Field(
+        None,
+        gt=1.0,
+        description="Deadline of workflows that declare none, in multiples of the time they need: "
+        "within the window, tenants with urgent work go first. None = no deadline.",
     )
 
     @field_validator("tool_patterns")

@@ -106,7 +106,7 @@ class SagaMixin(_Upstream):
             self._held_queue.release_all()
         output = super().schedule(*args, **kwargs)
         if self.saga is not None:
-            self._timer.scheduled(output, self.requests, self._now())
+            self._guarded(lambda saga: self._note_scheduled(saga, output))
         return output
 
     def update_from_output(self, scheduler_output: SchedulerOutput, *args: Any, **kw: Any) -> Any:
@@ -161,6 +161,11 @@ class SagaMixin(_Upstream):
         by_priority = self.policy is SchedulingPolicy.PRIORITY
         source = saga.config.tenant_source
         return read_arrival(request, by_priority, self.hint_counts, self._hint_limits, source)
+
+    def _note_scheduled(self, saga: SagaPolicy, output: SchedulerOutput) -> None:
+        for new in output.scheduled_new_reqs:
+            saga.on_scheduled(new.req_id, new.num_computed_tokens)
+        self._timer.scheduled(output, self.requests, self._now())
 
     def _tools_of(self, request: Request) -> Sequence[str] | None:
         """The tools that a finished call's output calls; None where that cannot be known."""

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections.abc import Hashable
 
 from vllm_saga.policy.chain import Chain
+from vllm_saga.policy.fairness import FairShare
 from vllm_saga.policy.price import Price
 from vllm_saga.policy.workflow import Context, Workflow
 
@@ -69,14 +71,14 @@ class Residency:
     """Workflow-atomic admission: a workflow is either resident or its calls are held.
 
     need(w) = its distinct blocks + one call's growth. A workflow enters while all needs fit in
-    `capacity` blocks, or when nobody is resident; those that have begun first, then by their
-    `turn`. Once the pool is tight, one that has not begun also has to leave room for growth, its
-    own and the residents': a share of what is expected that rises with `patience`, as far ahead as
-    room that stays empty is worth it (`Price.break_even_s`). A workflow stays until it ends, until it has been away for too long (policy/absence.py), or until the
-    residents outgrow the pool: then the youngest idle one leaves. A hold longer than `max_hold_s`
-    seconds ends whatever the budget says. The pool is tight from the first call that has to be held
-    or workflow that has to leave until nothing is held and a fifth of the pool is spare: before,
-    nothing differs from stock.
+    `capacity` blocks, or when nobody is resident; whose turn it is `FairShare` says. Once the pool
+    is tight, one that has not begun also has to leave room for growth, its own and the residents':
+    a share of what is expected that rises with `patience`, as far ahead as room that stays empty is
+    worth it (`Price.break_even_s`). A workflow stays until it ends, until it has been away for too
+    long (policy/absence.py), or until the residents outgrow the pool: then the youngest idle one
+    leaves. A hold longer than `max_hold_s` seconds ends whatever the budget says. The pool is tight
+    from the first call that has to be held or workflow that has to leave until nothing is held and
+    a fifth of the pool is spare: before, nothing differs from stock.
     """
 
     def __init__(
@@ -86,6 +88,7 @@ class Residency:
         patience: float,
         max_hold_s: float,
         price: Price,
+        share: FairShare,
     ) -> None:
         self.capacity = capacity
         self.ledger = BlockLedger()
@@ -95,11 +98,11 @@ class Residency:
         self._reserve = _LEAST_RESERVE + (1.0 - _LEAST_RESERVE) * patience
         self._max_hold_s = max_hold_s
         self._price = price
+        self._share = share
         self.tight = False
         self._next_total = 0
         self._reserve_total = 0
         self._order = itertools.count()
-        self._held: list[tuple[int, bool, float, int, float, Workflow]] = []
         self._deadlines: list[tuple[float, int, Workflow]] = []
         self.held_workflows = 0
         self.held_calls = 0
@@ -177,11 +180,13 @@ class Residency:
         self.tight = True
         self.held_workflows += 1
         new = not workflow.calls_done
-        order = next(self._order)
-        entry = (workflow.priority, new, turn, order, now, workflow)
-        heapq.heappush(self._held, entry)
-        heapq.heappush(self._deadlines, (now + self._max_hold_s, order, workflow))
-        if len(self._held) > 4 * self.held_workflows + 64:
+        work_s, due_s = self._deadline(workflow)
+        self._share.arrive(
+            workflow.tenant, workflow, now, turn,
+            priority=workflow.priority, new=new, work_s=work_s, due_s=due_s,
+        )  # fmt: skip
+        heapq.heappush(self._deadlines, (now + self._max_hold_s, next(self._order), workflow))
+        if len(self._deadlines) > 4 * self.held_workflows + 64:
             self._compact()
 
     def unhold(self, workflow: Workflow) -> list[str]:
@@ -190,6 +195,7 @@ class Residency:
             return []
         held, workflow.held = list(workflow.held), {}
         self.held_workflows -= 1
+        self._share.leave(workflow)
         self.held_calls -= len(held)
         return held
 
@@ -201,13 +207,13 @@ class Residency:
         self.held_calls -= 1
         if not workflow.held:
             self.held_workflows -= 1
+            self._share.leave(workflow)
         return True
 
-    def first_in_line(self) -> Workflow | None:
+    def first_in_line(self, now: float) -> Workflow | None:
         """The held workflow that enters next, deadlines aside."""
-        while self._held and not self._holds(self._held[0][-1], self._held[0][-2]):
-            heapq.heappop(self._held)
-        return self._held[0][-1] if self._held else None
+        first: Workflow | None = self._share.first(now)
+        return first
 
     def next_to_enter(self, now: float) -> Workflow | None:
         """The held workflow that may enter now: one whose deadline has passed, or the first in line
@@ -219,21 +225,27 @@ class Residency:
             heapq.heappop(self._deadlines)
         if self._deadlines and self._deadlines[0][0] <= now:
             return self._deadlines[0][-1]
-        first = self.first_in_line()
+        first = self.first_in_line(now)
         return first if first is not None and self.fits(first) else None
 
-    @staticmethod
-    def _holds(workflow: Workflow, since: float) -> bool:
-        return bool(workflow.held) and workflow.held_since == since
+    def _deadline(self, workflow: Workflow) -> tuple[float, float]:
+        """(seconds the workflow still needs, when it is due); (0, never) without a deadline."""
+        due_s = workflow.due_s
+        if due_s is None:
+            factor = workflow.hint.slo_factor if workflow.hint else None
+            factor = factor or self._share.slo_factor
+            if factor is None:
+                return 0.0, math.inf
+            calls = workflow.calls_done + workflow.remaining_calls()
+            due_s = workflow.began_at + factor * calls * workflow.agent.cycle_s
+        return workflow.remaining_s(), due_s
 
     def _is_due(self, deadline: float, _order: int, workflow: Workflow) -> bool:
         return bool(workflow.held) and workflow.held_since + self._max_hold_s == deadline
 
     def _compact(self) -> None:
-        """Drop the entries of holds that are over from the middle of the heaps."""
-        self._held = [entry for entry in self._held if self._holds(entry[-1], entry[-2])]
+        """Drop the deadlines of holds that are over from the middle of the heap."""
         self._deadlines = [entry for entry in self._deadlines if self._is_due(*entry)]
-        heapq.heapify(self._held)
         heapq.heapify(self._deadlines)
 
     def _promise(self, workflow: Workflow, next_blocks: int, reserve_blocks: int) -> None:

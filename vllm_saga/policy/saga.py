@@ -8,8 +8,10 @@ from vllm_saga.config import SagaConfig
 from vllm_saga.policy.absence import Absences
 from vllm_saga.policy.contexts import Contexts
 from vllm_saga.policy.cost import CostModel
+from vllm_saga.policy.fairness import FairShare
 from vllm_saga.policy.graph import AgentClasses
 from vllm_saga.policy.identity import Identity, LineageIndex
+from vllm_saga.policy.meter import Meter
 from vllm_saga.policy.price import Price
 from vllm_saga.policy.residency import Residency
 from vllm_saga.policy.retention import KeepRank, choose
@@ -42,7 +44,11 @@ class SagaPolicy:
         )
         capacity = max(int(pool_blocks * (1.0 - config.headroom)), 1)
         price = Price(self.cost, config.patience, capacity * block_size)
-        self.residency = Residency(capacity, block_size, config.patience, config.max_hold_s, price)
+        self.share = FairShare(config.tenant_weights, config.fair_window_s, config.slo_factor)
+        self._meter = Meter(self.share, self.cost, capacity)
+        self.residency = Residency(
+            capacity, block_size, config.patience, config.max_hold_s, price, self.share
+        )
         lineage = self.lineage if config.lineage else None
         self._identity = Identity(self.table, lineage)
         give_up = config.give_up_probability
@@ -58,12 +64,15 @@ class SagaPolicy:
         agent = self.classes.get(self._fingerprint(arrival))
         session = self._identity.resolve(arrival, agent)
         workflow = session.workflow
+        self._meter.hold(workflow, now)
         gap_s = self._absences.wake(workflow, now)
         if not workflow.began_at:
             workflow.began_at = now
         workflow.priority = arrival.priority
         if arrival.hint is not None:
             workflow.hint, workflow.hinted_at_calls = arrival.hint, workflow.calls_done
+            if arrival.hint.deadline_s is not None:
+                workflow.due_s = now + arrival.hint.deadline_s
         context = self._contexts.of(session, arrival, now)
         if context.tokens and workflow.last_session is not session:
             self._join(context, now)
@@ -88,7 +97,9 @@ class SagaPolicy:
         del workflow.calls[call_id]
         context.call = None
         context.idle_since = now
+        self._meter.hold(workflow, now)
         if not self.residency.withdraw(workflow, call_id):
+            self._meter.run(call, total_tokens, now)
             growth_tokens = self._contexts.extend(context, call, total_tokens)
             self._learn(call, growth_tokens, tools, now)
         self.residency.loose_blocks -= call.loose_blocks
@@ -101,6 +112,12 @@ class SagaPolicy:
             self.residency.update(workflow)
         if not workflow.calls:
             self._absences.rest(workflow, now)
+
+    def on_scheduled(self, call_id: str, cached_tokens: int) -> None:
+        """A call runs from now on; so many of its tokens were in the prefix cache."""
+        call = self.calls.get(call_id)
+        if call is not None:
+            call.cached_tokens = cached_tokens
 
     def on_step(self, now: float) -> list[str]:
         """Time has passed: retire who is away too long, let in who fits.
@@ -216,7 +233,7 @@ class SagaPolicy:
         entrant = residency.next_to_enter(now)
         if entrant is not None or not residency.held_workflows:
             return entrant
-        first = residency.first_in_line()
+        first = residency.first_in_line(now)
         if first is not None:
             self._absences.give_way(residency.shortfall(first), now)
         return residency.next_to_enter(now)
@@ -231,6 +248,7 @@ class SagaPolicy:
         if workflow.resident:
             residency.update(workflow)
         else:
+            workflow.charged_at = now
             residency.enter(workflow)
         self.counters["displaced"] += residency.make_room(workflow)
 

@@ -78,7 +78,8 @@ class Workflow:
     vLLM would. `stale` means away for so long that it has most likely ended. `turn` is its place in
     the line of the held, `tool` the node of the execution graph that its last call led to, which
     was `last_session`'s. `hint` is what its last call declared that declared anything, made when
-    `hinted_at_calls` calls were done.
+    `hinted_at_calls` calls were done; `due_s` the deadline it has declared, on the policy's clock.
+    `charged_at`: until when its tenant has paid for the KV it holds.
     """
 
     seq: int
@@ -102,6 +103,9 @@ class Workflow:
     hint: Hint | None = None
     hinted_at_calls: int = 0
     began_at: float = 0.0
+    tenant: str = ""
+    charged_at: float = 0.0
+    due_s: float | None = None
 
     def remaining_calls(self) -> float:
         """Calls it is expected to make, as it declared where its class is believed; at least 1."""
@@ -151,6 +155,7 @@ class Call:
     gap_s: float
     begun_at: float = 0.0
     loose_blocks: int = 0
+    cached_tokens: int = 0
 
 
 class WorkflowTable:
@@ -172,7 +177,7 @@ class WorkflowTable:
     def create(self, key: SessionKey, agent: AgentClass, known: bool) -> Session:
         """A new root session in a workflow of its own."""
         self._seq += 1
-        return self.join(key, Workflow(self._seq, agent, known))
+        return self.join(key, Workflow(self._seq, agent, known, tenant=key[0]))
 
     def join(self, key: SessionKey, workflow: Workflow) -> Session:
         """A new session in an existing workflow (a sub-agent under its root)."""

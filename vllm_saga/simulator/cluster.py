@@ -178,9 +178,11 @@ class Cluster:
     def _send(self, call: LiveCall, content: CallContent, replica: int) -> None:
         call.replica, call.submitted_s = replica, self.now
         self.policy.on_submit(call)
-        session_id = call.session.id if self.policy.sends_session_id else None
+        ids: dict[str, Any] = {}
+        if self.policy.sends_session_id:
+            ids = {"session_id": call.session.id, "cache_salt": call.session.tenant or None}
         self.replicas[replica].submit(
-            call, content, self.now, session_id=session_id, priority=self.policy.priority(call)
+            call, content, self.now, priority=self.policy.priority(call), **ids
         )
         self._wake(replica)
 

@@ -95,7 +95,7 @@ class Replica:
         return len(self._calls)
 
     def submit(self, call: LiveCall, content: CallContent, now: float, **options: Any) -> None:
-        """A call reaches the engine. options: `session_id`, `priority`."""
+        """A call reaches the engine. options: `session_id`, `cache_salt`, `priority`."""
         self.settle(now)
         self._account(now)
         request = Request(
