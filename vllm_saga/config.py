@@ -41,7 +41,7 @@ class SagaConfig(BaseModel):
         0.02, ge=0.0, le=0.5, description="Share of the KV pool that residency leaves unpromised."
     )
     patience: float = Field(
-        0.6,
+        0.5,
         ge=0.0,
         le=1.0,
         description="0 = most throughput: a workflow in a gap gives way to those who wait, and "

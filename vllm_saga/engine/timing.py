@@ -63,4 +63,4 @@ class StepTimer:
             new += count
             kv += after
             pairs += count * after - count * (count - 1) // 2
-        return Step(new, pairs, kv)
+        return Step(new, pairs, kv, len(scheduled))

@@ -129,7 +129,7 @@ class Absences:
         """Idle seconds after which it is presumed to have ended, and after which it gives way."""
         gaps = workflow.agent.gaps_after(workflow.tool)
         patience = gaps.patience_s(self._give_up)
-        break_even = self._price.break_even_s(workflow)
+        break_even = self._price.break_even_s(workflow, len(self._residency.residents))
         hint = workflow.hint
         if hint is not None and hint.ttl_s is not None:
             patience = max(patience, hint.ttl_s)

@@ -43,6 +43,8 @@ class Contexts:
         if best is not None and (
             best_common >= best.prompt_blocks or best_common > agent.shared_blocks
         ):
+            if best.tokens:
+                agent.observe_reuse(min(best_common * self._block_size / best.tokens, 1.0))
             self._ledger.uncount(best, keep=best_common)
             best.chain = arrival.chain
             return best

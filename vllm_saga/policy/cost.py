@@ -23,11 +23,13 @@ class Step(NamedTuple):
     """What one engine step computed, in tokens.
 
     new: tokens scheduled. pairs: new tokens x the context each attends to. kv: context tokens read.
+    calls: how many calls it was for.
     """
 
     new: int
     pairs: int
     kv: int
+    calls: int = 1
 
 
 class CostModel:
@@ -40,6 +42,7 @@ class CostModel:
         spare: share of the time that lately passed in which the engine did nothing that grows with
             its work: it waited, or read weights that a larger batch would have read, too. So much
             engine time a full pool's worth of further workflows would gain.
+        running: calls that a step was for, in the mean of the time that lately passed.
         known: whether enough steps were seen to speak of costs.
     """
 
@@ -50,13 +53,14 @@ class CostModel:
         self._usual_error = 0.5
         self._per_token: tuple[float, ...] = tuple(map(float, _PRIOR))
         self.spare = 1.0
+        self.running = 0.0
         self._steps = 0
 
     def observe(self, step: Step, seconds: float, stands_for_s: float) -> None:
         """A step took `seconds`; steps like it filled `stands_for_s` seconds."""
         if seconds < _SHORTEST_S:
             return
-        x = np.array((1.0, *step)) / (_UNITS * seconds)
+        x = np.array((1.0, step.new, step.pairs, step.kv)) / (_UNITS * seconds)
         error = abs(1.0 - float(x @ self._theta))
         trust = min(1.0, _OUTLIER * self._usual_error / error) if error else 1.0
         self._usual_error += 0.02 * (min(error, _OUTLIER * self._usual_error) - self._usual_error)
@@ -67,7 +71,7 @@ class CostModel:
         if self._steps % _SOLVE_EVERY == 0:
             self._solve()
         work = min(self.work_s(step), seconds)
-        self._pass(stands_for_s, stands_for_s * (1.0 - work / seconds))
+        self._pass(stands_for_s, 1.0 - work / seconds, step.calls)
 
     @property
     def known(self) -> bool:
@@ -76,7 +80,7 @@ class CostModel:
     def observe_idle(self, seconds: float) -> None:
         """The engine computed nothing for so long, though calls were there."""
         if seconds > 0.0:
-            self._pass(seconds, seconds)
+            self._pass(seconds, 1.0, 0)
 
     def work_s(self, step: Step) -> float:
         """The part of a step's seconds that grows with what it computes."""
@@ -102,6 +106,7 @@ class CostModel:
         self._theta[kept] = theta
         self._per_token = tuple(map(float, self._theta / _UNITS))
 
-    def _pass(self, seconds: float, spare_s: float) -> None:
+    def _pass(self, seconds: float, spare: float, running: int) -> None:
         share = seconds / (seconds + _WINDOW_S)
-        self.spare += share * (spare_s / seconds - self.spare)
+        self.spare += share * (spare - self.spare)
+        self.running += share * (running - self.running)

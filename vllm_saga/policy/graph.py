@@ -48,6 +48,8 @@ class AgentClass:
         self._growth: RunningMean = RunningMean(everyone._growth if everyone else None)
         parent = everyone._cycle if everyone else None
         self._cycle: RunningMean = RunningMean(parent, _PRIOR_CYCLE_S)
+        parent = everyone._reuse if everyone else None
+        self._reuse: RunningMean = RunningMean(parent, 1.0)
         self.declared_gaps = Declared()
         self.declared_calls = Declared()
         self.tools: ToolGraph = ToolGraph(self.gaps, self._growth)
@@ -111,6 +113,15 @@ class AgentClass:
     def observe_cycle(self, seconds: float) -> None:
         """From the end of one call to the end of the next, less what it was held."""
         self._cycle.observe(seconds)
+
+    def observe_reuse(self, share: float) -> None:
+        """A call went on from so large a part of its context; the rest was edited away."""
+        self._reuse.observe(share)
+
+    @property
+    def reuse(self) -> float:
+        """Mean share of a context that the call after it uses."""
+        return self._reuse.mean
 
     @property
     def cycle_s(self) -> float:

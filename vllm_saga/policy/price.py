@@ -11,11 +11,13 @@ _MOST_PATIENT = 1.0 - 1e-9
 
 
 class Price:
-    """The rate at which KV that is kept for one workflow is lost to those who wait for it.
+    """What it costs to keep a workflow's KV, and what it costs not to, in seconds of progress.
 
-    A pool of blocks is worth `cost.spare` engine seconds a second to those who wait, a part of it
-    that part. `patience` weighs that against the workflow's own loss: at 0.5 both count the same;
-    at 0 a place is kept for nobody, at 1 for as long as it takes.
+    Keeping it for a second takes a second of progress from as many of those who wait as would fit
+    in its place, as far as the engine has time to spare for them. Computing again what its next
+    call will use takes that long from the workflow itself, and from the calls that run meanwhile,
+    whose steps a prefill stretches. `patience` weighs the first against the second: at 0.5 both
+    count the same; at 0 a place is kept for nobody, at 1 for as long as it takes.
 
     Args:
         capacity_tokens: tokens of KV in the pool.
@@ -34,13 +36,16 @@ class Price:
         """Engine seconds to compute the workflow's contexts again."""
         return sum(self.prefill_s(max(context.tokens, 1)) for context in workflow.contexts())
 
-    def break_even_s(self, workflow: Workflow) -> float:
+    def break_even_s(self, workflow: Workflow, residents: int) -> float:
         """Seconds of keeping the workflow's KV that cost what computing it again does.
 
+        residents: workflows that have a place; those who wait are taken to be of their size.
         Nothing is given up before steps have been timed.
         """
         if not self._cost.known:
             return math.inf
         tokens = sum(max(context.tokens, 1) for context in workflow.contexts())
-        rate = self._weight * self._cost.spare * tokens / self._capacity_tokens
-        return self.again_s(workflow) / max(rate, 1e-9)
+        in_its_place = tokens / self._capacity_tokens * max(residents, 1)
+        saved_s = self.again_s(workflow) * workflow.agent.reuse
+        again = saved_s * (1.0 + self._cost.running)
+        return again / max(self._weight * self._cost.spare * in_its_place, 1e-9)

@@ -264,5 +264,6 @@ class Residency:
             return 0
         later = self._reserve * workflow.remaining_growth_tokens()
         # Room that stays empty for longer than computing the context again is worth is wasted.
-        soon = min(1.0, self._price.break_even_s(workflow) / max(workflow.remaining_s(), 1e-6))
+        ahead_s = self._price.break_even_s(workflow, len(self.residents))
+        soon = min(1.0, ahead_s / max(workflow.remaining_s(), 1e-6))
         return int(soon * later) // self._block_size
