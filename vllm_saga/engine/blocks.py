@@ -54,7 +54,8 @@ class RetentionQueue(FreeKVCacheBlockQueue):
 
     Args:
         stock: the queue to take over; its blocks move here, in order.
-        rank_owners: the keep ranks of owners; called at most once per step.
+        rank_owners: the keep ranks of owners; asked once per epoch, and again if it runs out of
+            victims among the owners it knew.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class RetentionQueue(FreeKVCacheBlockQueue):
         self._shared: OrderedDict[int, KVCacheBlock] = OrderedDict()
         self._shared_lost = 0
         self._finders: list[Callable[[], KVCacheBlock | None]] | None = None
+        self._claimed = False
         self._note_loose(self.get_all_free_blocks())
 
     # -- owners ---------------------------------------------------------------------------------
@@ -81,6 +83,7 @@ class RetentionQueue(FreeKVCacheBlockQueue):
 
         What it used before and did not use now is superseded. Call before the blocks are freed.
         """
+        self._claimed = True
         used = list(blocks)
         while used and used[-1].block_hash is None:
             used.pop()
@@ -105,7 +108,7 @@ class RetentionQueue(FreeKVCacheBlockQueue):
             del self._claims[owner]
 
     def new_epoch(self) -> None:
-        """A scheduling step begins: owners may have changed rank."""
+        """Owners may have changed rank."""
         self._finders = None
 
     def disown_all(self) -> None:
@@ -204,8 +207,16 @@ class RetentionQueue(FreeKVCacheBlockQueue):
 
     def _victim(self) -> KVCacheBlock | None:
         """The free block that is worth least; None if no note leads to one."""
+        block = self._first_found()
+        if block is None and self._claimed:
+            self._finders = None
+            block = self._first_found()
+        return block
+
+    def _first_found(self) -> KVCacheBlock | None:
         if self._finders is None:
             self._finders = self._ranked_finders()
+            self._claimed = False
         while self._finders:
             block = self._finders[-1]()
             if block is not None:
@@ -214,7 +225,7 @@ class RetentionQueue(FreeKVCacheBlockQueue):
         return None
 
     def _ranked_finders(self) -> list[Callable[[], KVCacheBlock | None]]:
-        """Where to look for a victim this step: last entry first."""
+        """Where to look for a victim in this epoch: last entry first."""
         claims = list(self._claims.values())
         ranks = self._rank_owners([claim.owner for claim in claims])
         ranked: list[tuple[KeepRank, Callable[[], KVCacheBlock | None]]] = [

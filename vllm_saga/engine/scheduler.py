@@ -51,6 +51,7 @@ class SagaMixin(_Upstream):
         self.saga_failures = 0
         self._free_queue: RetentionQueue | None = None
         self._next_log = 0.0
+        self._rank_epoch: tuple[int, int] | None = None
         self.hint_counts = no_counts()
         self._hint_limits = HintLimits(
             enabled=config.hints, max_ttl_s=config.max_hint_s, max_gap_s=config.max_hint_s
@@ -179,7 +180,10 @@ class SagaMixin(_Upstream):
         if released:
             self._held_queue.release(released)
         if self._free_queue is not None:
-            self._free_queue.new_epoch()
+            epoch = self._guarded(lambda saga: saga.rank_epoch(now))
+            if epoch != self._rank_epoch:
+                self._rank_epoch = epoch
+                self._free_queue.new_epoch()
         if self.policy is SchedulingPolicy.FCFS and self._is_tight():
             self._guarded(self._sort_victims)
         if self.saga is not None and now >= self._next_log:

@@ -86,9 +86,8 @@ class Absences:
         self._residency.leave(workflow)
         if workflow.known and not workflow.stale:
             agent, calls = workflow.agent, workflow.calls_done
-            if workflow.declared_calls:
-                learned = workflow.hinted_at_calls + agent.remaining_calls(workflow.hinted_at_calls)
-                agent.declared_calls.observe(workflow.declared_calls, learned, calls)
+            if workflow.first_declared is not None:
+                agent.declared_calls.observe(*workflow.first_declared, calls)
             agent.observe_end_after(workflow.tool, calls)
             self._retention.on_end(workflow)
 

@@ -17,16 +17,19 @@ class Declared:
     """Whether the values that clients declare are nearer to the truth than learned ones.
 
     Errors are taken in the logarithm, so that a factor of ten counts the same either way. Nothing
-    is believed before eight comparisons; they fade over about 200.
+    is believed before eight comparisons, here or else at `parent`; they fade over about 200.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, parent: Declared | None = None) -> None:
+        self._parent = parent
         self._count = 0.0
         self._declared = 0.0
         self._learned = 0.0
 
     def observe(self, declared: float, learned: float, actual: float) -> None:
         """A value came out as `actual`, where clients had said `declared` and we `learned`."""
+        if self._parent is not None:
+            self._parent.observe(declared, learned, actual)
         if self._count >= _WINDOW:
             self._count, self._declared, self._learned = (
                 0.5 * value for value in (self._count, self._declared, self._learned)
@@ -37,7 +40,9 @@ class Declared:
 
     @property
     def believed(self) -> bool:
-        return self._count >= _ENOUGH and self._declared < _BETTER * self._learned
+        if self._count < _ENOUGH:
+            return self._parent is not None and self._parent.believed
+        return self._declared < _BETTER * self._learned
 
 
 def _error(said: float, actual: float) -> float:

@@ -50,8 +50,8 @@ class AgentClass:
         self._cycle: RunningMean = RunningMean(parent, _PRIOR_CYCLE_S)
         parent = everyone._reuse if everyone else None
         self._reuse: RunningMean = RunningMean(parent, 1.0)
-        self.declared_gaps = Declared()
-        self.declared_calls = Declared()
+        self.declared_gaps: Declared = Declared(everyone.declared_gaps if everyone else None)
+        self.declared_calls: Declared = Declared(everyone.declared_calls if everyone else None)
         self.tools: ToolGraph = ToolGraph(self.gaps, self._growth)
         self.shared_blocks = 0
         self._last_first_chain: Chain = ()

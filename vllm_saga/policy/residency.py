@@ -100,6 +100,7 @@ class Residency:
         self._price = price
         self._share = share
         self.tight = False
+        self.changes = 0
         self._next_total = 0
         self._reserve_total = 0
         self._order = itertools.count()
@@ -129,6 +130,7 @@ class Residency:
         if workflow.resident:
             return
         workflow.resident = workflow.was_resident = True
+        self.changes += 1
         self.residents[workflow] = None
         self.update(workflow)
 
@@ -137,6 +139,7 @@ class Residency:
         if not workflow.resident:
             return
         workflow.resident = False
+        self.changes += 1
         del self.residents[workflow]
         self._promise(workflow, 0, 0)
         for context in workflow.contexts():
@@ -172,6 +175,7 @@ class Residency:
     def hold(self, workflow: Workflow, call_id: str, now: float, turn: float) -> None:
         """Hold a call until its workflow is resident; the least `turn` enters first."""
         workflow.held[call_id] = None
+        self.changes += 1
         self.held_calls += 1
         if len(workflow.held) > 1:
             return
@@ -194,6 +198,7 @@ class Residency:
         if not workflow.held:
             return []
         held, workflow.held = list(workflow.held), {}
+        self.changes += 1
         self.held_workflows -= 1
         self._share.leave(workflow)
         self.held_calls -= len(held)

@@ -70,9 +70,7 @@ class SagaPolicy:
             workflow.began_at = now
         workflow.priority = arrival.priority
         if arrival.hint is not None:
-            workflow.hint, workflow.hinted_at_calls = arrival.hint, workflow.calls_done
-            if arrival.hint.deadline_s is not None:
-                workflow.due_s = now + arrival.hint.deadline_s
+            workflow.declare(arrival.hint, now)
         context = self._contexts.of(session, arrival, now)
         if context.tokens and workflow.last_session is not session:
             self._join(context, now)
@@ -171,6 +169,10 @@ class SagaPolicy:
     def keep_ranks(self, owners: Sequence[Context], now: float) -> Sequence[KeepRank]:
         """How much the cached blocks of each owner are worth keeping: the least dies first."""
         return self.retention.ranks(owners, now)
+
+    def rank_epoch(self, now: float) -> tuple[int, int]:
+        """Changes when the order of `keep_ranks` may have: with who is resident, or in a second."""
+        return (self.residency.changes, int(now))
 
     def running_rank(self, call_id: str) -> tuple[bool, int]:
         """Sort key of running calls: under pressure the largest is preempted first."""

@@ -78,8 +78,9 @@ class Workflow:
     vLLM would. `stale` means away for so long that it has most likely ended. `turn` is its place in
     the line of the held, `tool` the node of the execution graph that its last call led to, which
     was `last_session`'s. `hint` is what its last call declared that declared anything, made when
-    `hinted_at_calls` calls were done; `due_s` the deadline it has declared, on the policy's clock.
-    `charged_at`: until when its tenant has paid for the KV it holds.
+    `hinted_at_calls` calls were done; `first_declared` how many calls it first declared to make in
+    all, and how many had been expected; `due_s` its deadline, on the policy's clock. `charged_at`:
+    until when its tenant has paid for the KV it holds.
     """
 
     seq: int
@@ -102,10 +103,20 @@ class Workflow:
     last_session: Session | None = None
     hint: Hint | None = None
     hinted_at_calls: int = 0
+    first_declared: tuple[float, float] | None = None
     began_at: float = 0.0
     tenant: str = ""
     charged_at: float = 0.0
     due_s: float | None = None
+
+    def declare(self, hint: Hint, now: float) -> None:
+        """Its call declares something."""
+        self.hint, self.hinted_at_calls = hint, self.calls_done
+        if hint.deadline_s is not None:
+            self.due_s = now + hint.deadline_s
+        if self.first_declared is None and self.declared_calls:
+            expected = self.calls_done + self.agent.remaining_calls(self.calls_done)
+            self.first_declared = (self.declared_calls, expected)
 
     def remaining_calls(self) -> float:
         """Calls it is expected to make, as it declared where its class is believed; at least 1."""

@@ -182,7 +182,12 @@ class Cluster:
         if self.policy.sends_session_id:
             ids = {"session_id": call.session.id, "cache_salt": call.session.tenant or None}
         self.replicas[replica].submit(
-            call, content, self.now, priority=self.policy.priority(call), **ids
+            call,
+            content,
+            self.now,
+            priority=self.policy.priority(call),
+            extra_args=self.policy.extra_args(call),
+            **ids,
         )
         self._wake(replica)
 

@@ -94,14 +94,23 @@ class Replica:
     def calls_in_flight(self) -> int:
         return len(self._calls)
 
-    def submit(self, call: LiveCall, content: CallContent, now: float, **options: Any) -> None:
+    def submit(
+        self,
+        call: LiveCall,
+        content: CallContent,
+        now: float,
+        extra_args: dict[str, Any] | None = None,
+        **options: Any,
+    ) -> None:
         """A call reaches the engine. options: `session_id`, `cache_salt`, `priority`."""
         self.settle(now)
         self._account(now)
         request = Request(
             request_id=call.id,
             prompt_token_ids=content.prompt,
-            sampling_params=SamplingParams(max_tokens=len(content.output), ignore_eos=True),
+            sampling_params=SamplingParams(
+                max_tokens=len(content.output), ignore_eos=True, extra_args=extra_args
+            ),
             pooling_params=None,
             arrival_time=now,
             block_hasher=content.block_hasher,

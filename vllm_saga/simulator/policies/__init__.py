@@ -12,6 +12,7 @@ from vllm_saga.simulator.policies.fixed_ttl import FixedTTL
 from vllm_saga.simulator.policies.kvflow import KVFlow
 from vllm_saga.simulator.policies.plas import Plas
 from vllm_saga.simulator.policies.saga import Saga, SagaLineage
+from vllm_saga.simulator.policies.saga_hints import SagaHinted, SagaMisled, SagaToolless
 from vllm_saga.simulator.policies.saga_oracle import SagaOracle
 from vllm_saga.simulator.policies.saga_paper import SagaPaper
 from vllm_saga.simulator.policies.session_age import SessionAge
@@ -34,6 +35,9 @@ PLAIN: dict[str, PolicyMaker] = {
     "farthest-next-use": FarthestNextUse,
     "saga": Saga,
     "saga-lineage": SagaLineage,
+    "saga-toolless": SagaToolless,
+    "saga-hinted": SagaHinted,
+    "saga-misled": SagaMisled,
     "saga-oracle": SagaOracle,
 }
 #: name -> (parameter's letter, its type, maker): written `name:VALUE`.

@@ -72,6 +72,10 @@ class Policy:
         """Request priority as in vLLM (lower runs sooner), where `ordering` is "priority"."""
         return 0
 
+    def extra_args(self, call: LiveCall) -> dict[str, Any] | None:
+        """`vllm_xargs` of the request."""
+        return None
+
     def on_submit(self, call: LiveCall) -> None:
         """A call is on its way to an engine (`call.replica`)."""
 
