@@ -77,7 +77,10 @@ class SagaConfig(BaseModel):
         "engine of a data-parallel server adds its number to the name.",
     )
     graph_save_s: float = Field(
-        300.0, gt=0.0, description="Seconds between two saves of graph_path; also at shutdown."
+        60.0,
+        gt=0.0,
+        description="Seconds between two saves of graph_path while busy; it is also saved when the "
+        "engine has nothing to do.",
     )
     tool_patterns: dict[str, str] = Field(
         {},

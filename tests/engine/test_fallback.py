@@ -21,8 +21,8 @@ def fail(*args, **kwargs):
 
 
 METHODS = [
-    "on_arrival", "on_finish", "on_step", "is_held", "owner", "running_rank", "keep_ranks", "rank_epoch",
-    "reset",
+    "on_arrival", "on_finish", "on_step", "is_held", "owner", "running_rank", "keep_ranks",
+    "rank_epoch", "reset",
 ]  # fmt: skip
 
 

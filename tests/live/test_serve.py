@@ -9,8 +9,10 @@ import subprocess
 import sys
 
 import pytest
+from typer.testing import CliRunner
 
 from benchmarks.live.server import ServerError, scrape
+from vllm_saga.cli import app
 
 SYSTEM = list(range(10, 130))
 
@@ -162,3 +164,26 @@ async def test_a_bad_setting_stops_the_server_and_is_named(serve, tmp_path):
             pass
     log = (tmp_path / "saga.log").read_text()
     assert "headroom = 3: Input should be less than or equal to 0.5" in log
+
+
+async def test_what_agents_do_is_learned_and_outlives_the_server(serve, tmp_path):
+    file = tmp_path / "graph.json"
+    call = '<tool_call>{"name": "run_tests", "arguments": {}}</tool_call>'
+    async with serve("saga", graph_path=str(file)) as client:
+        for session in range(2):
+            prompt = [session] * 80
+            for turn in range(3):
+                hint = {"session_id": f"s{session}", "expected_gap_s": 0.1, "steps_left": 2 - turn}
+                output = await client.generate(
+                    prompt,
+                    200,
+                    ignore_eos=False,
+                    structured_outputs={"choice": [call]},
+                    vllm_xargs={"agent_hint": json.dumps(hint)},
+                )
+                prompt = [*prompt, *output, 7, 8]
+        state = await client.state()
+        assert state["hints_accepted"] == 6
+    shown = CliRunner().invoke(app, ["graph", "show", str(file)])
+    assert shown.exit_code == 0, shown.output
+    assert "run_tests" in shown.output

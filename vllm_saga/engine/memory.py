@@ -14,6 +14,8 @@ from vllm_saga.policy.memory import Document, GraphError, decode, encode, restor
 
 logger = init_logger("vllm.saga")
 
+_IDLE_S = 1.0
+
 
 def of_rank(path: Path, rank: int) -> Path:
     """The file of one engine of a data-parallel server: `graph.json`, `graph.1.json`, …"""
@@ -54,11 +56,16 @@ class GraphFile:
         logger.info("saga: %d agent classes from %s", len(document.agents), self._path)
         return True
 
-    def maybe_save(self, classes: AgentClasses, now: float) -> None:
-        """Save in the background if it is time; `now` in seconds of a monotonic clock."""
+    def maybe_save(self, classes: AgentClasses, now: float, idle: bool = False) -> None:
+        """Save in the background if it is time; `now` in seconds of a monotonic clock.
+
+        idle: the engine has nothing to do. It is then time a second after the last save: vLLM does
+        not let an engine finish when its server is stopped (`--shutdown-timeout` is 0 by default).
+        """
         if self._next_save is None:
             self._next_save = now + self._interval_s
-        if now < self._next_save or (self._writer is not None and self._writer.is_alive()):
+        due = self._next_save - (max(self._interval_s - _IDLE_S, 0.0) if idle else 0.0)
+        if now < due or (self._writer is not None and self._writer.is_alive()):
             return
         self._next_save = now + self._interval_s
         document = snapshot(classes)

@@ -124,6 +124,9 @@ class SagaMixin(_Upstream):
                     request.request_id, request.num_tokens, self._now(), self._tools_of(request)
                 )
             )
+            if self._graph_file is not None and not self.requests:
+                file = self._graph_file
+                self._guarded(lambda saga: file.maybe_save(saga.classes, self._now(), idle=True))
         return result
 
     def _free_request_blocks(self, request: Request) -> Any:
