@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import json
 import random
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, given
+from hypothesis import settings as how
 from hypothesis import strategies as st
 from vllm.v1.core.sched.interface import PauseState
 
@@ -39,6 +41,18 @@ class Chaos:
             extra["saga_last"] = 1
         if rng.random() < 0.2:
             extra["saga_parent"] = "s0"
+        if rng.random() < 0.3:
+            extra["saga_tenant"] = f"t{rng.randrange(3)}"
+        if rng.random() < 0.3:
+            extra["agent_hint"] = json.dumps(
+                {
+                    "next_tool": rng.choice(["a", "b", ["a", "b"], ""]),
+                    "expected_gap_s": rng.choice([0.0, 0.5, 1e9, "x"]),
+                    "steps_left": rng.choice([0, 3, -1]),
+                    "deadline_s": rng.choice([1.0, 100.0, None]),
+                    "cache_control": {"ttl": rng.choice(["5m", 1, -3])},
+                }
+            )
         request = make_request(
             f"r{self.number}",
             tokens,
@@ -86,17 +100,24 @@ def check_no_pins(scheduler):
     assert all(block.ref_cnt == 0 for block in pool.free_block_queue.get_all_free_blocks())
 
 
-@settings(
-    max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture]
-)
+@how(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0),
     blocks=st.integers(MAX_CONTEXT // BLOCK_SIZE + 2, 120),
     overlapping=st.booleans(),
     policy=st.sampled_from(["fcfs", "priority"]),
-    max_hold_s=st.sampled_from([0.3, 1e6]),
+    settings=st.fixed_dictionaries(
+        {
+            "max_hold_s": st.sampled_from([0.3, 1e6]),
+            "retention": st.sampled_from(["value", "wa-lru", "continuum", "lru", "stock"]),
+            "patience": st.sampled_from([0.0, 0.5, 1.0]),
+            "tenant_source": st.sampled_from(["none", "saga_tenant"]),
+            "fair_window_s": st.sampled_from([0.0, 60.0]),
+            "slo_factor": st.sampled_from([None, 2.0]),
+        }
+    ),
 )
-def test_it_drains(seed, blocks, overlapping, policy, max_hold_s):
+def test_it_drains(seed, blocks, overlapping, policy, settings):
     scheduler = make_scheduler(
         "saga",
         blocks=blocks,
@@ -104,7 +125,7 @@ def test_it_drains(seed, blocks, overlapping, policy, max_hold_s):
         policy=policy,
         max_num_batched_tokens=64,
         max_num_seqs=6,
-        saga={"max_hold_s": max_hold_s},
+        saga=settings,
     )
     driver = Driver(scheduler)
     rng = random.Random(seed)

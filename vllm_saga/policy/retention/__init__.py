@@ -16,13 +16,15 @@ __all__ = [
 
 
 def choose(name: str, residency: Residency, price: Price) -> Retention:
-    """The strategy of that name; ValueError if there is none."""
+    """The strategy of that name; "stock" asks none. ValueError if there is no such name."""
     if name == "value":
         return ValueDensity(price)
     if name == "wa-lru":
         return WorkflowAwareLRU(lambda: residency.used_blocks / residency.capacity)
     if name == "continuum":
         return TimeToLivePins(price)
-    if name == "lru":
+    if name in ("lru", "stock"):
         return LeastRecentlyUsed()
-    raise ValueError(f"no retention strategy {name!r}; there are value, wa-lru, continuum and lru")
+    raise ValueError(
+        f"no retention strategy {name!r}; there are value, wa-lru, continuum, lru, stock"
+    )
