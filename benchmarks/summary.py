@@ -47,9 +47,11 @@ def write(output: Path) -> None:
                 picture = f"{name}-{kind}.png"
                 _curve(chosen, output / picture, kind)
                 lines += [*_table(chosen), "", f"![{name}, {kind}]({picture})", ""]
-    lines += ["## Where saga is not first", "", *_not_first(points), ""]
-    lines += ["## Where we stop helping", "", *_no_help(points), ""]
-    lines += ["## Over all points", "", *_overall(points), ""]
+    points = [point for point in points if _runs(point, OURS)]
+    if points:
+        lines += ["## Where saga is not first", "", *_not_first(points), ""]
+        lines += ["## Where we stop helping", "", *_no_help(points), ""]
+        lines += ["## Over all points", "", *_overall(points), ""]
     (output / "summary.md").write_text("\n".join(lines))
 
 
@@ -74,10 +76,11 @@ def _table(points: Sequence[Json]) -> Iterable[str]:
     best = [_best_rival(point) for point in points]
     yield "| *strongest rival* | " + " | ".join(name for name, _ in best) + " |"
     gains = [
-        _mean(point, rival) / _mean(point, OURS)
-        for point, (rival, _) in zip(points, best, strict=True)
+        mean / _mean(point, OURS) if _runs(point, OURS) else None
+        for point, (_, mean) in zip(points, best, strict=True)
     ]
-    yield "| **saga against it** | " + " | ".join(f"**{gain:.2f}x**" for gain in gains) + " |"
+    cells = ["" if gain is None else f"**{gain:.2f}x**" for gain in gains]
+    yield "| **saga against it** | " + " | ".join(cells) + " |"
 
 
 def _cell(point: Json, policy: str) -> str:
@@ -104,10 +107,14 @@ def _not_first(points: Sequence[Json]) -> Iterable[str]:
 
 
 def _no_help(points: Sequence[Json]) -> Iterable[str]:
+    found = False
     for point in points:
         gain = _mean(point, STOCK) / _mean(point, OURS)
         if gain < 1 + TIE:
             yield f"* {_name(point)}: {gain:.2f}x of stock."
+            found = True
+    if not found:
+        yield "Nowhere in these points."
 
 
 def _overall(points: Sequence[Json]) -> Iterable[str]:

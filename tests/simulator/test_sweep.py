@@ -32,6 +32,8 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
     path = output / "points" / "W3-overcommit-1.5.json"
     first = json.loads(path.read_text())
     written = path.stat().st_mtime_ns
+    text = (output / "summary.md").read_text()
+    assert "nan" not in text and "## Over all points" not in text
 
     run(tmp_path, "--overcommit", "1.5", "--policies", "vllm,static-cap:auto")
     assert path.stat().st_mtime_ns == written
