@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import pytest
 from helpers import arrival, make_policy, run_call
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,10 +34,10 @@ def test_before_steps_were_timed_nothing_is_given_up():
     assert Price(CostModel(), 0.5, CAPACITY).break_even_s(workflow_of(100), 4) == math.inf
 
 
-def test_all_patience_keeps_for_ever_and_none_for_no_time():
+def test_all_patience_keeps_for_ever_and_none_a_quarter_as_long():
     workflow = workflow_of(10_000)
-    assert Price(timed(), 1.0, CAPACITY).break_even_s(workflow, 4) > 1e6
-    assert Price(timed(), 0.0, CAPACITY).break_even_s(workflow, 4) < 1e-3
+    keeps_s = [Price(timed(), p, CAPACITY).break_even_s(workflow, 4) for p in (0.0, 0.5, 1.0)]
+    assert keeps_s[0] == pytest.approx(keeps_s[1] / 4) and keeps_s[2] > 1e6
 
 
 @given(st.floats(0.05, 0.95), st.integers(1, 50))

@@ -7,8 +7,6 @@ import math
 from vllm_saga.policy.cost import CostModel
 from vllm_saga.policy.workflow import Workflow
 
-_MOST_PATIENT = 1.0 - 1e-9
-
 
 class Price:
     """What it costs to keep a workflow's KV, and what it costs not to, in seconds of progress.
@@ -17,7 +15,8 @@ class Price:
     in its place, as far as the engine has time to spare for them. Computing again what its next
     call will use takes that long from the workflow itself, and from the calls that run meanwhile,
     whose steps a prefill stretches. `patience` weighs the first against the second: at 0.5 both
-    count the same; at 0 a place is kept for nobody, at 1 for as long as it takes.
+    count the same, at 0 the first counts four times, at 1 nothing: a place is kept for as long as
+    it takes.
 
     Args:
         capacity_tokens: tokens of KV in the pool.
@@ -25,7 +24,7 @@ class Price:
 
     def __init__(self, cost: CostModel, patience: float, capacity_tokens: int) -> None:
         self._cost = cost
-        self._weight = 1.0 / max(patience, 1e-9) - 1.0 if patience < _MOST_PATIENT else 0.0
+        self._weight = 2.0 * (1.0 - patience) / (0.5 + patience)
         self._capacity_tokens = capacity_tokens
 
     def prefill_s(self, tokens: int) -> float:
