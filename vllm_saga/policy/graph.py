@@ -48,6 +48,7 @@ class AgentClass:
         self._growth: RunningMean = RunningMean(everyone._growth if everyone else None)
         parent = everyone._cycle if everyone else None
         self._cycle: RunningMean = RunningMean(parent, _PRIOR_CYCLE_S)
+        self._output: RunningMean = RunningMean(everyone._output if everyone else None)
         parent = everyone._reuse if everyone else None
         self._reuse: RunningMean = RunningMean(parent, 1.0)
         self.declared_gaps: Declared = Declared(everyone.declared_gaps if everyone else None)
@@ -113,6 +114,15 @@ class AgentClass:
     def observe_cycle(self, seconds: float) -> None:
         """From the end of one call to the end of the next, less what it was held."""
         self._cycle.observe(seconds)
+
+    def observe_output(self, tokens: int) -> None:
+        """One call has generated so many tokens."""
+        self._output.observe(tokens)
+
+    @property
+    def output_tokens(self) -> float:
+        """Mean tokens that a call generates."""
+        return self._output.mean
 
     def observe_reuse(self, share: float) -> None:
         """A call went on from so large a part of its context; the rest was edited away."""

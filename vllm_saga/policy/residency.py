@@ -70,15 +70,15 @@ class BlockLedger:
 class Residency:
     """Workflow-atomic admission: a workflow is either resident or its calls are held.
 
-    need(w) = its distinct blocks + one call's growth. A workflow enters while all needs fit in
-    `capacity` blocks, or when nobody is resident; whose turn it is `FairShare` says. Once the pool
-    is tight, one that has not begun also has to leave room for growth, its own and the residents':
-    a share of what is expected that rises with `patience`, as far ahead as room that stays empty is
-    worth it (`Price.break_even_s`). A workflow stays until it ends, until it has been away for too
-    long (policy/absence.py), or until the residents outgrow the pool: then the youngest idle one
-    leaves. A hold longer than `max_hold_s` seconds ends whatever the budget says. The pool is tight
-    from the first call that has to be held or workflow that has to leave until nothing is held and
-    a fifth of the pool is spare: before, nothing differs from stock.
+    need(w) = its distinct blocks + what its present or next call adds. A workflow enters while all
+    needs fit in `capacity` blocks, or when nobody is resident; whose turn it is `FairShare` says.
+    Once the pool is tight, one that has not begun also has to leave room for growth, its own and
+    the residents': a share of what is expected that rises with `patience`, as far ahead as room
+    that stays empty is worth it (`Price.break_even_s`). A workflow stays until it ends, until it
+    has been away for too long (policy/absence.py), or until the residents outgrow the pool: then
+    the youngest idle one leaves. A hold longer than `max_hold_s` seconds ends whatever the budget
+    says. The pool is tight from the first call that has to be held or workflow that has to leave
+    until nothing is held and a fifth of the pool is spare: before, nothing differs from stock.
     """
 
     def __init__(
@@ -260,9 +260,10 @@ class Residency:
         workflow.reserve_blocks = reserve_blocks
 
     def _next_blocks(self, workflow: Workflow) -> int:
-        """Growth of the workflow's present or next call, in blocks, its partial block included."""
-        calls = max(len(workflow.calls), 1)
-        return calls * (1 + int(workflow.agent.growth_tokens) // self._block_size)
+        """Blocks that its present calls will still add, or else its next, partial ones included."""
+        agent, calls = workflow.agent, len(workflow.calls)
+        tokens = agent.output_tokens if calls else agent.growth_tokens
+        return max(calls, 1) * (1 + int(tokens) // self._block_size)
 
     def _reserve_blocks(self, workflow: Workflow) -> int:
         if not workflow.known:

@@ -99,6 +99,7 @@ class SagaPolicy:
         if not self.residency.withdraw(workflow, call_id):
             self._meter.run(call, total_tokens, now)
             growth_tokens = self._contexts.extend(context, call, total_tokens)
+            workflow.agent.observe_output(max(total_tokens - call.prompt_tokens, 0))
             self._learn(call, growth_tokens, tools, now)
         self.residency.loose_blocks -= call.loose_blocks
         session.ending |= call.last

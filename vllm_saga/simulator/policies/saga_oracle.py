@@ -29,6 +29,16 @@ class _Future(AgentClass):
             return 0.0
         return self._future[self._done].new_tokens + self._future[self._done].output_tokens
 
+    @property
+    def output_tokens(self) -> float:
+        """Tokens the call in flight generates."""
+        if self._done >= len(self._future):
+            return 0.0
+        return self._future[self._done].output_tokens
+
+    def observe_output(self, tokens: int) -> None:
+        pass
+
     def remaining_growth_tokens(self, calls_done: int) -> float:
         return self._growth_after[min(calls_done, len(self._growth_after) - 1)]
 
