@@ -172,7 +172,9 @@ def _patience(arms: Json, config: Json, path: Path) -> None:
         xlabel="p99 step wait, s", ylabel="mean task completion, s",
         title=f"patience: {config['title']}, {config['load']}",
     )  # fmt: skip
-    axes.set_ylim(bottom=0)
+    # From 0: what is all but the same shall look so.
+    axes.set_xlim(0, 1.2 * max(xs))
+    axes.set_ylim(0, 1.2 * max(ys))
     axes.grid(alpha=0.3)
     figure.savefig(path, dpi=150)
 
