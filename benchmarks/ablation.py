@@ -16,13 +16,12 @@ from pathlib import Path
 from statistics import fmean
 from typing import Annotated, Any, NamedTuple
 
-import msgspec
 import typer
 from matplotlib.figure import Figure
 from rich.console import Console
 
-from benchmarks.workloads import WORKLOADS, load
-from vllm_saga.simulator import hardware, runner
+from benchmarks.workloads import WORKLOADS, load, question
+from vllm_saga.simulator import hardware
 from vllm_saga.simulator import load as loads
 from vllm_saga.simulator.command import run_with_bars
 from vllm_saga.simulator.result import RunResult, summarise
@@ -86,19 +85,14 @@ def main(
     processes: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
 ) -> None:
     """Run what is missing in `output`, then write the tables and pictures anew."""
-    engine = hardware.load(machine)
-    if kv_tokens:
-        engine = msgspec.structs.replace(engine, kv_tokens=kv_tokens)
+    engine = hardware.load(machine, kv_tokens)
     output.mkdir(parents=True, exist_ok=True)
     for name in workloads.split(","):
         path = output / f"{name}.json"
         found: Json = json.loads(path.read_text())["arms"] if path.exists() else {}
         trace, source = load(name, traces, sessions)
         workload = WORKLOADS[name]
-        question = runner.Experiment(
-            tuple(trace), loads.parse(asked), engine, sessions, max_gap_s=workload.max_gap_s,
-            max_context=workload.max_context,
-        )  # fmt: skip
+        full = question(name, trace, loads.parse(asked), engine, sessions)
         config = {
             "workload": name, "title": workload.title, "trace": source, "load": asked,
             "hardware": engine.name, "kv_tokens": engine.kv_tokens, "sessions": sessions,
@@ -108,7 +102,7 @@ def main(
             if variant.title in found:
                 continue
             console.rule(f"{name} {workload.title}: {variant.title}")
-            arm = replace(question, knobs=variant.knobs)
+            arm = replace(full, knobs=variant.knobs)
             jobs = [(arm, variant.policy, seed) for seed in range(seeds)]
             found[variant.title] = _means(run_with_bars(jobs, processes))
             path.write_text(json.dumps({"config": config, "arms": found}, indent=1) + "\n")

@@ -71,9 +71,7 @@ def main(
     processes: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Run the mix as it is and with each burst; print tables, write JSON and a picture."""
-    engine = hardware.load(machine)
-    if kv_tokens:
-        engine = msgspec.structs.replace(engine, kv_tokens=kv_tokens)
+    engine = hardware.load(machine, kv_tokens)
     mix = [tenant.name for tenant in tenants.TENANTS]
     for name in _names(burst):
         if name not in mix:

@@ -16,13 +16,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Annotated
 
-import msgspec
 import typer
 from rich.console import Console
 
 from benchmarks import summary
-from benchmarks.workloads import WORKLOADS, load
-from vllm_saga.simulator import hardware, result, runner
+from benchmarks.workloads import WORKLOADS, load, question
+from vllm_saga.simulator import hardware, result
 from vllm_saga.simulator import load as loads
 from vllm_saga.simulator.command import run_with_bars, searched
 
@@ -55,9 +54,7 @@ def main(
     processes: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
 ) -> None:
     """Run the points that are missing, then write the summary and the pictures anew."""
-    engine = hardware.load(machine)
-    if kv_tokens:
-        engine = msgspec.structs.replace(engine, kv_tokens=kv_tokens)
+    engine = hardware.load(machine, kv_tokens)
     (output / "points").mkdir(parents=True, exist_ok=True)
     for name in _split(workloads):
         trace, source = load(name, traces, sessions)
@@ -69,13 +66,11 @@ def main(
                 continue
             began = time.monotonic()
             workload = WORKLOADS[name]
-            question = runner.Experiment(
-                tuple(trace), asked, engine, sessions, max_gap_s=workload.max_gap_s,
-                max_context=workload.max_context,
-            )  # fmt: skip
             console.rule(f"{name} {workload.title}, {label}")
-            question, chosen, notes = searched(question, wanted, processes)
-            jobs = [(question, policy, seed) for policy in chosen for seed in range(seeds)]
+            asks, chosen, notes = searched(
+                question(name, trace, asked, engine, sessions), wanted, processes
+            )
+            jobs = [(asks, policy, seed) for policy in chosen for seed in range(seeds)]
             results = run_with_bars(jobs, processes)
             config = {
                 "workload": name, "title": workload.title, "trace": source, "load": label,

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from vllm_saga.simulator import formats
+from vllm_saga.simulator.hardware import Hardware
+from vllm_saga.simulator.load import Load
+from vllm_saga.simulator.runner import Experiment
 from vllm_saga.simulator.trace import Session, TraceError
 
 
@@ -36,6 +40,17 @@ WORKLOADS = {
         "out of distribution", ("sweagent_java_ctxedit.jsonl", "multiagent_groupchat.jsonl"), "web"
     ),
 }
+
+
+def question(
+    name: str, trace: Sequence[Session], load: Load, engine: Hardware, sessions: int
+) -> Experiment:
+    """A workload's sessions, cut as it says, under a load on `engine`; so many of them per run."""
+    workload = WORKLOADS[name]
+    return Experiment(
+        tuple(trace), load, engine, sessions, max_gap_s=workload.max_gap_s,
+        max_context=workload.max_context,
+    )  # fmt: skip
 
 
 def load(name: str, traces: Path | None, count: int) -> tuple[list[Session], str]:

@@ -96,7 +96,6 @@ class SagaConfig(BaseModel):
         description="What says whose a request is: its cache_salt, saga_tenant in its vllm_xargs "
         "(your gateway must set it on every request), or nothing: one tenant for all.",
     )
-
     tenant_weights: dict[str, Annotated[float, Field(gt=0.0)]] = Field(
         {}, description="Share of a tenant relative to others' 1."
     )
@@ -113,15 +112,15 @@ class SagaConfig(BaseModel):
         "within the window, tenants with urgent work go first. None = no deadline.",
     )
 
+    log_interval_s: float = Field(
+        10.0, ge=0.0, description="Seconds between state lines in the log while busy; 0 = none."
+    )
+
     @field_validator("tool_patterns")
     @classmethod
     def _readable(cls, patterns: dict[str, str]) -> dict[str, str]:
         ToolNames(patterns)
         return patterns
-
-    log_interval_s: float = Field(
-        10.0, ge=0.0, description="Seconds between state lines in the log while busy; 0 = none."
-    )
 
 
 def load_config(additional: object | None, environ: Mapping[str, str] = os.environ) -> SagaConfig:

@@ -182,7 +182,7 @@ def test_without_tools_the_numbers_are_those_of_the_class():
     for calls in (3, 20, 7):
         for growth in range(calls):
             by_call.observe_call(None, None, 100 + growth)
-            plain.observe_growth(100 + growth)
+            plain.observe_call(None, None, 100 + growth)
             by_call.gaps_after(None).observe_return(0.5)
             plain.gaps.observe_return(0.5)
         by_call.observe_end_after(None, calls)

@@ -124,9 +124,8 @@ class SagaMixin(_Upstream):
                     request.request_id, request.num_tokens, self._now(), self._tools_of(request)
                 )
             )
-            if self._graph_file is not None and not self.requests:
-                file = self._graph_file
-                self._guarded(lambda saga: file.maybe_save(saga.classes, self._now(), idle=True))
+            if not self.requests:
+                self._save_graph(self._now(), idle=True)
         return result
 
     def _free_request_blocks(self, request: Request) -> Any:
@@ -191,9 +190,12 @@ class SagaMixin(_Upstream):
             self._guarded(self._sort_victims)
         if self.saga is not None and now >= self._next_log:
             self._log_state(self.saga, now)
-        if self._graph_file is not None:
-            file = self._graph_file
-            self._guarded(lambda saga: file.maybe_save(saga.classes, now))
+        self._save_graph(now, idle=False)
+
+    def _save_graph(self, now: float, idle: bool) -> None:
+        file = self._graph_file
+        if file is not None:
+            self._guarded(lambda saga: file.maybe_save(saga.classes, now, idle))
 
     def _is_tight(self) -> bool:
         """Whether this step may have to preempt: about one new block per running call."""

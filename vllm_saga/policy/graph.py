@@ -65,10 +65,6 @@ class AgentClass:
         self.shared_blocks = common_prefix(chain, self._last_first_chain)
         self._last_first_chain = chain
 
-    def observe_growth(self, tokens: int) -> None:
-        """One call lengthened its context by `tokens` (new prompt tokens and output)."""
-        self._growth.observe(tokens)
-
     def observe_end(self, calls: int) -> None:
         """A workflow has ended, or is presumed to have, after `calls` calls."""
         self.gaps.observe_end()
@@ -143,7 +139,7 @@ class AgentClass:
     def observe_call(self, previous: str | None, tool: str | None, growth_tokens: int) -> None:
         """A call that came after the node `previous` has ended, and its output calls `tool`.
 
-        growth_tokens: by how much it lengthened its context. Takes the place of `observe_growth`.
+        growth_tokens: by how much it lengthened its context (new prompt tokens and output).
         """
         if tool is not None:
             self.tools.observe(previous, tool)

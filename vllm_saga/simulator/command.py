@@ -77,9 +77,7 @@ def simulate(
         return
     chosen = list(dict.fromkeys(policy or [policies.BASELINE, "saga"]))
     try:
-        engine = hardware.load(hardware_)
-        if kv_tokens:
-            engine = msgspec.structs.replace(engine, kv_tokens=kv_tokens)
+        engine = hardware.load(hardware_, kv_tokens)
         check_names(chosen, placement)
         workload, count = load_workload(trace, sessions)
         experiment = runner.Experiment(

@@ -217,15 +217,19 @@ def call_alone_s(
     return seconds
 
 
-def load(name_or_path: str | Path) -> Hardware:
-    """A preset by name, or the hardware in a `.json` file; HardwareError otherwise."""
-    preset = PRESETS.get(str(name_or_path))
-    if preset:
-        return preset
-    path = Path(name_or_path)
+def load(name_or_path: str | Path, kv_tokens: int | None = None) -> Hardware:
+    """A preset by name, or the hardware in a `.json` file; HardwareError otherwise.
+
+    kv_tokens: its KV pool, if it is not to be what the preset or the file says.
+    """
+    found = PRESETS.get(str(name_or_path)) or _read(Path(name_or_path))
+    return msgspec.structs.replace(found, kv_tokens=kv_tokens) if kv_tokens else found
+
+
+def _read(path: Path) -> Hardware:
     if path.suffix != ".json":
         raise HardwareError(
-            f"unknown hardware {str(name_or_path)!r}: one of {', '.join(PRESETS)}, or a .json file"
+            f"unknown hardware {str(path)!r}: one of {', '.join(PRESETS)}, or a .json file"
         )
     try:
         return msgspec.json.decode(path.read_bytes(), type=Hardware)

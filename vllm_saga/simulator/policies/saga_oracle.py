@@ -8,6 +8,7 @@ from vllm_saga.policy.graph import AgentClass
 from vllm_saga.simulator.policies.base import ClusterView
 from vllm_saga.simulator.policies.saga import Saga
 from vllm_saga.simulator.records import LiveCall, LiveSession
+from vllm_saga.simulator.trace import Call
 
 
 class _Future(AgentClass):
@@ -23,18 +24,20 @@ class _Future(AgentClass):
         self._growth_after = [max(max(ends[k:]) - ends[k], 0) for k in range(len(ends))]
 
     @property
+    def _next_call(self) -> Call | None:
+        """The call in flight or to come; None after the last."""
+        return self._future[self._done] if self._done < len(self._future) else None
+
+    @property
     def growth_tokens(self) -> float:
         """Tokens the next call adds to what the last one left."""
-        if self._done >= len(self._future):
-            return 0.0
-        return self._future[self._done].new_tokens + self._future[self._done].output_tokens
+        call = self._next_call
+        return call.new_tokens + call.output_tokens if call else 0.0
 
     @property
     def output_tokens(self) -> float:
         """Tokens the call in flight generates."""
-        if self._done >= len(self._future):
-            return 0.0
-        return self._future[self._done].output_tokens
+        return self._next_call.output_tokens if self._next_call else 0.0
 
     def observe_output(self, tokens: int) -> None:
         pass
@@ -42,25 +45,22 @@ class _Future(AgentClass):
     def remaining_growth_tokens(self, calls_done: int) -> float:
         return self._growth_after[min(calls_done, len(self._growth_after) - 1)]
 
-    def remaining_growth(self, calls_done: int, tool: str | None = None) -> tuple[float, float]:
-        return self.remaining_growth_tokens(calls_done), 0.0
-
     def remaining_calls(self, calls_done: int) -> float:
         return float(max(len(self._future) - self._done, 0))
 
     def give_way_s(self, break_even_s: float) -> float:
         """At once if the next gap is longer than holding is worth, else never."""
-        if self._done >= len(self._future):
+        if self._next_call is None:
             return 0.0
         return 0.0 if self._delays_s[self._done] > break_even_s else 1e9
 
     def patience_s(self, threshold: float) -> float:
         """For ever while there is another call, not at all after the last."""
-        return 1e9 if self._done < len(self._future) else 0.0
+        return 1e9 if self._next_call else 0.0
 
     def return_rate(self, idle_s: float) -> float:
         """1 over the seconds to the next call; 0 after the last."""
-        if self._done >= len(self._future):
+        if self._next_call is None:
             return 0.0
         return 1.0 / max(self._delays_s[self._done] - idle_s, 0.1)
 
