@@ -44,7 +44,8 @@ def class_of(classes: AgentClasses, session: Session) -> AgentClass:
 def learn(agent: AgentClass, session: Session) -> None:
     """Teach `agent` the calls, gaps and end of a session."""
     last = None
-    for step, call in zip(steps(session), session.calls, strict=True):
+    for number, (step, call) in enumerate(zip(steps(session), session.calls, strict=True), 1):
+        agent.observe_progress(number)
         if step.joined is not None:
             agent.observe_join(step.joined)
         if step.gap_s is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Hashable, Iterable, Iterator
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from hashlib import sha256
 
@@ -20,6 +20,7 @@ _PRIOR_CYCLE_S = 10.0
 _MIN_FIRST_CALLS = 8.0
 _AGENTIC_SHARE = 0.5
 _MAX_SHARED_BLOCKS = 1024
+_FORESEEN = 0.8
 
 
 def reuse_probability(cached_tokens: float, successors: Iterable[tuple[float, float]]) -> float:
@@ -68,12 +69,12 @@ class AgentClass:
     def observe_end(self, calls: int) -> None:
         """A workflow has ended, or is presumed to have, after `calls` calls."""
         self.gaps.observe_end()
-        self._lengths.observe(calls)
+        self._lengths.observe_end(calls)
 
     def retract_end(self, calls: int) -> None:
         """A workflow presumed to have ended after `calls` calls came back after all."""
         self.gaps.retract_end()
-        self._lengths.retract(calls)
+        self._lengths.retract_end(calls)
 
     @property
     def growth_tokens(self) -> float:
@@ -106,6 +107,36 @@ class AgentClass:
     def remaining_growth_tokens(self, calls_done: int) -> float:
         """Tokens a workflow that made `calls_done` calls is expected to add before it ends."""
         return self.remaining_calls(calls_done) * self.growth_tokens
+
+    def outlook(
+        self, calls_done: int, left: float | None, tokens: float, ahead_s: Sequence[float]
+    ) -> list[tuple[float, float]]:
+        """By how many tokens a workflow that holds `tokens` will hold more than now, so many
+        seconds ahead: mean and variance. Once it has ended it holds none.
+
+        left: calls it has still to make, where that is known.
+        """
+        calls = [seconds / self.cycle_s for seconds in ahead_s]
+        if left is None:
+            alive = self._lengths.survival(calls_done, calls)
+        else:
+            alive = [float(more < left) for more in calls]
+        growth, variance = self._growth.mean, self._growth.variance
+        found = []
+        for more, stays in zip(calls, alive, strict=True):
+            size = tokens + more * growth
+            spread = stays * (1.0 - stays) * size * size + stays * more * variance
+            found.append((stays * size - tokens, spread))
+        return found
+
+    @property
+    def foreseen(self) -> bool:
+        """Whether enough workflows have ended to act on an outlook before the pool is tight."""
+        return self._lengths.evidence >= _FORESEEN
+
+    def observe_progress(self, calls_done: int) -> None:
+        """A workflow has made its `calls_done`-th call."""
+        self._lengths.observe_call(calls_done)
 
     def observe_cycle(self, seconds: float) -> None:
         """From the end of one call to the end of the next, less what it was held."""
@@ -155,7 +186,7 @@ class AgentClass:
             self.observe_end(calls)
         else:
             node.gaps.observe_end()
-            self._lengths.observe(calls)
+            self._lengths.observe_end(calls)
         self.tools.observe_end(tool)
 
     def retract_end_after(self, tool: str | None, calls: int) -> None:
@@ -164,7 +195,7 @@ class AgentClass:
             self.retract_end(calls)
         else:
             node.gaps.retract_end()
-            self._lengths.retract(calls)
+            self._lengths.retract_end(calls)
         self.tools.retract_end(tool)
 
     def gaps_after(self, tool: str | None) -> GapModel:

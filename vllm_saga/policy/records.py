@@ -39,6 +39,13 @@ class MeanRecord(msgspec.Struct, frozen=True):
     weight: Weight
 
 
+class LengthRecord(msgspec.Struct, frozen=True):
+    """Workflows that reached each bin of calls, and that ended in it (`lengths.LengthModel`)."""
+
+    reached: LengthCounts
+    ended: LengthCounts
+
+
 class GapRecord(msgspec.Struct, frozen=True):
     """Returns by bin of their gap, ends, and how predictions came true (`gaps.GapModel`)."""
 
@@ -62,7 +69,7 @@ class AgentRecord(msgspec.Struct, frozen=True):
     """An agent class (`graph.AgentClass`): its statistics, and its tools, last used last."""
 
     gaps_s: GapRecord
-    calls: LengthCounts
+    calls: LengthRecord
     growth_tokens: MeanRecord
     cycle_s: MeanRecord
     anonymous: tuple[Weight, Weight]

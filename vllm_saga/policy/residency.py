@@ -9,13 +9,15 @@ from collections.abc import Hashable
 
 from vllm_saga.policy.chain import Chain
 from vllm_saga.policy.fairness import FairShare
-from vllm_saga.policy.price import Price
+from vllm_saga.policy.outlook import NONE, Growth, Outlook
 from vllm_saga.policy.workflow import Context, Workflow
 
 # Share of the pool in use below which it is not tight any more.
 _SLACK = 0.8
-# Share of the expected growth that is reserved without any patience.
-_LEAST_RESERVE = 0.2
+# Standard deviations above the forecast for which there has to be room, at full patience.
+_MOST_Z = 2.0
+# Before the pool is tight, only what is foreseen with so many standard deviations counts.
+_FORESIGHT_Z = 1.0
 
 
 class BlockLedger:
@@ -72,13 +74,16 @@ class Residency:
 
     need(w) = its distinct blocks + what its present or next call adds. A workflow enters while all
     needs fit in `capacity` blocks, or when nobody is resident; whose turn it is `FairShare` says.
-    Once the pool is tight, one that has not begun also has to leave room for growth, its own and
-    the residents': a share of what is expected that rises with `patience`, as far ahead as room
-    that stays empty is worth it (`Price.break_even_s`). A workflow stays until it ends, until it
-    has been away for too long (policy/absence.py), or until the residents outgrow the pool: then
-    the youngest idle one leaves. A hold longer than `max_hold_s` seconds ends whatever the budget
-    says. The pool is tight from the first call that has to be held or workflow that has to leave
-    until nothing is held and a fifth of the pool is spare: before, nothing differs from stock.
+    One that has not begun also has to leave room for growth, its own and the residents': at no
+    time ahead may what they are expected to hold, less what ends until then, exceed the pool: mean
+    + z standard deviations <= capacity (outlook.py), with z = 2 `patience`. A workflow stays until
+    it ends, until it has been away for too long (policy/absence.py), or until the residents outgrow
+    the pool: then the youngest idle one leaves. A hold longer than `max_hold_s` seconds ends
+    whatever the budget says.
+
+    The pool is tight from the first call that has to be held or workflow that has to leave until
+    nothing is held and a fifth of the pool is spare. Before, nothing differs from stock, unless
+    workflows like this one are known well and it is all but sure that they will not fit (z = -1).
     """
 
     def __init__(
@@ -87,7 +92,6 @@ class Residency:
         block_size: int,
         patience: float,
         max_hold_s: float,
-        price: Price,
         share: FairShare,
     ) -> None:
         self.capacity = capacity
@@ -95,14 +99,13 @@ class Residency:
         self.residents: dict[Workflow, None] = {}
         self.loose_blocks = 0
         self._block_size = block_size
-        self._reserve = _LEAST_RESERVE + (1.0 - _LEAST_RESERVE) * patience
+        self._z = _MOST_Z * patience
         self._max_hold_s = max_hold_s
-        self._price = price
         self._share = share
         self.tight = False
         self.changes = 0
         self._next_total = 0
-        self._reserve_total = 0
+        self._outlook = Outlook()
         self._order = itertools.count()
         self._deadlines: list[tuple[float, int, Workflow]] = []
         self.held_workflows = 0
@@ -121,8 +124,9 @@ class Residency:
         """Blocks that would have to leave before a workflow that is not resident fits."""
         blocks = sum(self.ledger.missing(context.chain) for context in workflow.contexts())
         blocks += self._next_blocks(workflow)
-        if self.tight and not workflow.calls_done:
-            blocks += self._reserve_blocks(workflow) + self._reserve_total
+        if not workflow.calls_done and (self.tight or workflow.agent.foreseen):
+            z = self._z if self.tight else -_FORESIGHT_Z
+            blocks += self._outlook.most(self._growth(workflow, blocks), z)
         return self.used_blocks + blocks - self.capacity
 
     def enter(self, workflow: Workflow) -> None:
@@ -141,7 +145,7 @@ class Residency:
         workflow.resident = False
         self.changes += 1
         del self.residents[workflow]
-        self._promise(workflow, 0, 0)
+        self._promise(workflow, 0, None)
         for context in workflow.contexts():
             self.ledger.uncount(context)
 
@@ -149,18 +153,22 @@ class Residency:
         """Recount a resident after its contexts grew or a call of it began or ended."""
         for context in workflow.contexts():
             self.ledger.count(context)
-        self._promise(workflow, self._next_blocks(workflow), self._reserve_blocks(workflow))
+        blocks = self._next_blocks(workflow)
+        counted = sum(context.counted for context in workflow.contexts())
+        # What it shares with others is not freed when it ends.
+        own = max(counted + blocks - workflow.agent.shared_blocks, 1)
+        self._promise(workflow, blocks, self._growth(workflow, own))
 
     def promised_blocks(self, workflow: Workflow) -> int:
         """What a resident's leaving frees, at most: some may be shared."""
         counted = sum(context.counted for context in workflow.contexts())
-        return counted + workflow.next_blocks + workflow.reserve_blocks
+        return counted + workflow.next_blocks
 
     def make_room(self, caller: Workflow) -> int:
         """The residents may have outgrown the pool: the youngest idle ones leave; returns how many.
 
-        Only what is held and the next calls count here, not the reserve for later growth:
-        otherwise a change of forecast would cost a workflow its place.
+        Only what is held and the next calls count here, not later growth: otherwise a change of
+        forecast would cost a workflow its place.
         """
         left = 0
         while self.used_blocks > self.capacity:
@@ -253,23 +261,17 @@ class Residency:
         self._deadlines = [entry for entry in self._deadlines if self._is_due(*entry)]
         heapq.heapify(self._deadlines)
 
-    def _promise(self, workflow: Workflow, next_blocks: int, reserve_blocks: int) -> None:
+    def _promise(self, workflow: Workflow, next_blocks: int, growth: Growth | None) -> None:
         self._next_total += next_blocks - workflow.next_blocks
-        self._reserve_total += reserve_blocks - workflow.reserve_blocks
+        self._outlook.replace(workflow.growth, growth)
         workflow.next_blocks = next_blocks
-        workflow.reserve_blocks = reserve_blocks
+        workflow.growth = growth
+
+    def _growth(self, workflow: Workflow, blocks: int) -> Growth:
+        return workflow.outlook(blocks, self._block_size) if workflow.known else NONE
 
     def _next_blocks(self, workflow: Workflow) -> int:
         """Blocks that its present calls will still add, or else its next, partial ones included."""
         agent, calls = workflow.agent, len(workflow.calls)
         tokens = agent.output_tokens if calls else agent.growth_tokens
         return max(calls, 1) * (1 + int(tokens) // self._block_size)
-
-    def _reserve_blocks(self, workflow: Workflow) -> int:
-        if not workflow.known:
-            return 0
-        later = self._reserve * workflow.remaining_growth_tokens()
-        # Room that stays empty for longer than computing the context again is worth is wasted.
-        ahead_s = self._price.break_even_s(workflow, len(self.residents))
-        soon = min(1.0, ahead_s / max(workflow.remaining_s(), 1e-6))
-        return int(soon * later) // self._block_size

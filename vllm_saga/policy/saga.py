@@ -47,7 +47,7 @@ class SagaPolicy:
         self.share = FairShare(config.tenant_weights, config.fair_window_s, config.slo_factor)
         self._meter = Meter(self.share, self.cost, capacity)
         self.residency = Residency(
-            capacity, block_size, config.patience, config.max_hold_s, price, self.share
+            capacity, block_size, config.patience, config.max_hold_s, self.share
         )
         lineage = self.lineage if config.lineage else None
         self._identity = Identity(self.table, lineage)
@@ -146,6 +146,20 @@ class SagaPolicy:
                 self._let_visit(calls, now)
             released += call_ids
         return released
+
+    def end_session(self, session: Session, now: float) -> None:
+        """A session is over: it ends now, or with its calls in flight."""
+        session.ending = True
+        if any(context.call for context in session.contexts):
+            return
+        workflow = session.workflow
+        self._meter.hold(workflow, now)
+        self._end_session(session)
+        if workflow.resident:
+            self.residency.update(workflow)
+        if not workflow.sessions:
+            self.table.wake(workflow)
+            self._absences.end(workflow)
 
     def reset(self) -> None:
         """The prefix cache was emptied: nothing is cached any more, and nobody holds a block."""
@@ -281,6 +295,7 @@ class SagaPolicy:
         tool = None if tools is None else node_name(tools)
         if workflow.known:
             workflow.agent.observe_call(context.tool, tool, growth_tokens)
+            workflow.agent.observe_progress(workflow.calls_done)
         context.tool = workflow.tool = tool
         workflow.last_session = context.session
         workflow.agent.observe_cycle(call.gap_s + now - call.begun_at)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from vllm_saga.policy.chain import Chain
 from vllm_saga.policy.graph import AgentClass
 from vllm_saga.policy.hints import Hint
+from vllm_saga.policy.outlook import AHEAD_S, Growth
 from vllm_saga.policy.toolgraph import START
 
 SessionKey = tuple[str, str]
@@ -95,7 +96,7 @@ class Workflow:
     stale: bool = False
     idle_since: float = 0.0
     next_blocks: int = 0
-    reserve_blocks: int = 0
+    growth: Growth | None = None
     held: dict[str, None] = field(default_factory=dict)
     held_since: float = 0.0
     turn: float = 0.0
@@ -140,6 +141,12 @@ class Workflow:
         if self._is_believed:
             return self.remaining_calls() * self.agent.growth_tokens
         return self.agent.remaining_growth_tokens(self.calls_done)
+
+    def outlook(self, blocks: int, block_size: int) -> Growth:
+        """By how many blocks it is expected to outgrow the `blocks` that it has for itself."""
+        left = self.remaining_calls() if self._is_believed else None
+        tokens = self.agent.outlook(self.calls_done, left, blocks * block_size, AHEAD_S)
+        return [(mean / block_size, var / block_size**2) for mean, var in tokens]
 
     @property
     def _is_believed(self) -> bool:

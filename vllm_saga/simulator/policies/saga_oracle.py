@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 from vllm_saga.policy.graph import AgentClass
@@ -44,6 +45,22 @@ class _Future(AgentClass):
 
     def remaining_growth_tokens(self, calls_done: int) -> float:
         return self._growth_after[min(calls_done, len(self._growth_after) - 1)]
+
+    @property
+    def foreseen(self) -> bool:
+        return True
+
+    def outlook(
+        self, calls_done: int, left: float | None, tokens: float, ahead_s: Sequence[float]
+    ) -> list[tuple[float, float]]:
+        """What the trace says; nothing is left to chance."""
+        calls = [self._done + int(seconds / self.cycle_s) for seconds in ahead_s]
+        now = self._future[self._done - 1].context_tokens if self._done else 0.0
+        base = max(now, tokens)
+        return [
+            (self._future[at].context_tokens - base if at < len(self._future) else -tokens, 0.0)
+            for at in calls
+        ]
 
     def remaining_calls(self, calls_done: int) -> float:
         return float(max(len(self._future) - self._done, 0))
