@@ -96,6 +96,17 @@ class SagaConfig(BaseModel):
         description="What says whose a request is: its cache_salt, saga_tenant in its vllm_xargs "
         "(your gateway must set it on every request), or nothing: one tenant for all.",
     )
+    session_headers: tuple[str, ...] = Field(
+        (),
+        description="Further headers that name a session, before those of known agents; for "
+        "--middleware vllm_saga.server.SessionHeaders.",
+    )
+    tenant_header: str = Field(
+        "x-tenant-id",
+        min_length=1,
+        description="Header that names the tenant: your gateway must set it over whatever a client "
+        "sent. For that middleware (with tenant_source saga_tenant) and /v1/saga.",
+    )
     tenant_weights: dict[str, Annotated[float, Field(gt=0.0)]] = Field(
         {}, description="Share of a tenant relative to others' 1."
     )
@@ -115,6 +126,11 @@ class SagaConfig(BaseModel):
     log_interval_s: float = Field(
         10.0, ge=0.0, description="Seconds between state lines in the log while busy; 0 = none."
     )
+
+    @field_validator("session_headers", "tenant_header")
+    @classmethod
+    def _lower(cls, names: Any) -> Any:
+        return names.lower() if isinstance(names, str) else tuple(name.lower() for name in names)
 
     @field_validator("tool_patterns")
     @classmethod

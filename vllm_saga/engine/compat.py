@@ -23,6 +23,8 @@ _METHODS: dict[type, dict[str, tuple[str, ...]]] = {
         "_free_request": ("request",),
         "_free_request_blocks": ("request",),
         "reset_prefix_cache": ("reset_running_requests", "reset_connector"),
+        "get_request_counts": (),
+        "get_kv_cache_usage": (),
         "shutdown": (),
     },
     RequestQueue: {

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import time
-from collections.abc import Callable, Sequence
+import uuid
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vllm.logger import init_logger
@@ -15,7 +16,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_saga.config import SagaConfig, load_config
-from vllm_saga.engine import compat
+from vllm_saga.engine import compat, control
 from vllm_saga.engine.blocks import RetentionQueue
 from vllm_saga.engine.hints import read_arrival
 from vllm_saga.engine.memory import GraphFile, of_rank
@@ -23,6 +24,7 @@ from vllm_saga.engine.queue import WorkflowQueue
 from vllm_saga.engine.timing import StepTimer
 from vllm_saga.engine.tools import ToolReader
 from vllm_saga.policy.hints import HintLimits, no_counts
+from vllm_saga.policy.report import end_session, report, stock_report
 from vllm_saga.policy.retention import UNOWNED, KeepRank
 from vllm_saga.policy.saga import SagaPolicy
 from vllm_saga.policy.workflow import Arrival
@@ -48,6 +50,9 @@ class SagaMixin(_Upstream):
         compat.check_classes()
         config = load_config(vllm_config.additional_config)
         super().__init__(vllm_config, *args, **kwargs)
+        control.install()
+        # Names this run of the engine with this KV: another value means that its KV was lost.
+        self.started = uuid.uuid4().hex
         self.saga_failures = 0
         self._free_queue: RetentionQueue | None = None
         self._next_log = 0.0
@@ -69,8 +74,8 @@ class SagaMixin(_Upstream):
 
     def _install(self, config: SagaConfig) -> None:
         pool = self.kv_cache_manager.block_pool
-        usable = (pool.num_gpu_blocks - 1) / self._blocks_per_hash()
-        saga = SagaPolicy(config, int(usable), self.hash_block_size)
+        usable = self._usable_blocks()
+        saga = SagaPolicy(config, usable, self.hash_block_size)
         self._tool_reader = ToolReader(self.vllm_config.model_config, config.tool_patterns)
         if config.graph_path is not None:
             rank = self.vllm_config.parallel_config.data_parallel_index
@@ -85,6 +90,9 @@ class SagaMixin(_Upstream):
             self._free_queue = RetentionQueue(pool.free_block_queue, self._keep_ranks)
             pool.free_block_queue = self._free_queue
         logger.info("saga: on, %d KV blocks of %d tokens", usable, self.hash_block_size)
+
+    def _usable_blocks(self) -> int:
+        return int((self.kv_cache_manager.block_pool.num_gpu_blocks - 1) / self._blocks_per_hash())
 
     def _blocks_per_hash(self) -> float:
         """Pool blocks behind one block hash: one for each group of layers that keeps all KV."""
@@ -135,6 +143,8 @@ class SagaMixin(_Upstream):
 
     def reset_prefix_cache(self, *args: Any, **kwargs: Any) -> bool:
         done = super().reset_prefix_cache(*args, **kwargs)
+        if done:
+            self.started = uuid.uuid4().hex
         if done and self.saga is not None:
             if self._free_queue is not None:
                 self._free_queue.disown_all()
@@ -152,6 +162,24 @@ class SagaMixin(_Upstream):
             if queue:
                 return queue
         return None
+
+    # -- asked from outside ---------------------------------------------------------------------
+
+    def saga_control(self, op: str, payload: Mapping[str, Any]) -> dict[str, Any]:
+        """Answer a message (engine/control.py)."""
+        now = self._now()
+        if op == control.STATE:
+            running, waiting = self.get_request_counts()
+            counts = {"started": self.started, "running": running, "waiting": waiting}
+            told = self._guarded(lambda saga: report(saga, now))
+            return counts | (self._stock_report() if told is None else told)
+        tenant, session = control.read_end(op, payload)
+        ended = self._guarded(lambda saga: end_session(saga, tenant, session, now))
+        return {"ended": bool(ended)}
+
+    def _stock_report(self) -> dict[str, Any]:
+        kv_tokens = self._usable_blocks() * self.hash_block_size
+        return stock_report(kv_tokens, int(kv_tokens * self.get_kv_cache_usage()))
 
     # -- inside ---------------------------------------------------------------------------------
 

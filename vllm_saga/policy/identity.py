@@ -16,10 +16,23 @@ _ANONYMOUS = "\0"
 
 def session_key(tenant: str, session_id: str) -> SessionKey:
     """Key of a session within its tenant; a huge id is kept as its digest."""
-    if len(session_id) > _MAX_ID_CHARS:
-        digest = hashlib.blake2b(session_id.encode("utf-8", "surrogatepass"), digest_size=20)
-        session_id = f"blake2b:{digest.hexdigest()}"
-    return (tenant, session_id)
+    return (tenant, short_id(session_id))
+
+
+def short_id(name: str) -> str:
+    """An id as it is kept: itself, or the digest of a huge one."""
+    return digest_id(name) if len(name) > _MAX_ID_CHARS else name
+
+
+def digest_id(name: str) -> str:
+    """What stands for an id that cannot be kept as it is: plain text, and the same everywhere."""
+    digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=20)
+    return f"blake2b:{digest.hexdigest()}"
+
+
+def is_anonymous(key: SessionKey) -> bool:
+    """Whether a session is known by its content only: no client ever named it."""
+    return key[1].startswith(_ANONYMOUS)
 
 
 class LineageIndex:

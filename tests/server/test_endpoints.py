@@ -1,0 +1,112 @@
+"""/v1/saga: reports and ends, against engines that only answer utility calls."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+
+import pytest
+from fastapi import FastAPI
+from fastapi.testclient import TestClient
+from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
+
+from vllm_saga.engine.control import END, STATE
+from vllm_saga.server.endpoints import SagaEndpoints
+
+REPORT = {
+    "started": "a",
+    "kv_tokens": 100,
+    "used_tokens": 40,
+    "running": 1,
+    "waiting": 2,
+    "resident": 3,
+    "prefill_tokens_per_s": 10.0,
+    "held_calls": [{"tenant": "", "session": "h", "new": True, "held_s": 1.0, "tokens": 9}],
+    "sessions": [["", "s"]],
+    "saga": {"held": 1},
+}
+
+
+class Engines:
+    """`engine_core` of vLLM's client, with one answer for each rank."""
+
+    def __init__(self, *ranks: dict[str, object], error: str | None = None) -> None:
+        self.ranks, self.error, self.asked = ranks, error, []
+
+    async def call_utility_all_async(self, method: str, op: str, payload: dict[str, str]):
+        self.asked.append((method, op, payload))
+        if self.error is not None:
+            raise Exception(f"Call to {method} method failed: {self.error}")
+        return list(self.ranks)
+
+
+class OldEngines(Engines):
+    """vLLM < 0.32 answers for the first rank only."""
+
+    call_utility_all_async = None  # type: ignore[assignment]
+
+    async def call_utility_async(self, method: str, op: str, payload: dict[str, str]):
+        return (await Engines.call_utility_all_async(self, method, op, payload))[0]
+
+
+async def client_of(engines: Engines, **saga: object) -> TestClient:
+    plugin = SagaEndpoints()
+    assert isinstance(plugin, EndpointPlugin)
+    app = FastAPI()
+    plugin.attach_router(app)
+    state = SimpleNamespace(vllm_config=SimpleNamespace(additional_config={"saga": saga}))
+    await plugin.init_state(SimpleNamespace(engine_core=engines), state, None)
+    return TestClient(app)
+
+
+@pytest.mark.parametrize("kind", [Engines, OldEngines])
+async def test_one_engine_s_report_is_the_answer(kind):
+    engines = kind(REPORT)
+    client = await client_of(engines)
+    assert client.get("/v1/saga/state").json() == REPORT
+    assert engines.asked == [("saga_control", STATE, {})]
+
+
+async def test_ranks_are_told_apart_by_vllm_s_header_or_taken_together():
+    other = {**REPORT, "started": "b", "running": 5, "prefill_tokens_per_s": 30.0}
+    client = await client_of(Engines(REPORT, other))
+    second = client.get("/v1/saga/state", headers={"X-data-parallel-rank": "1"})
+    assert second.json() == other
+    whole = client.get("/v1/saga/state").json()
+    assert whole["ranks"] == [REPORT, other]
+    assert REPORT.keys() < whole.keys()
+    assert (whole["kv_tokens"], whole["running"], len(whole["sessions"])) == (200, 6, 2)
+    assert whole["prefill_tokens_per_s"] == 20.0 and whole["started"] not in ("a", "b")
+    missing = client.get("/v1/saga/state", headers={"X-data-parallel-rank": "2"})
+    assert missing.status_code == 400 and "0, 1" in missing.text
+
+
+async def test_a_session_ends_for_the_tenant_that_the_header_names():
+    engines = Engines({"ended": False}, {"ended": True})
+    client = await client_of(engines, tenant_header="x-team")
+    answer = client.post("/v1/saga/sessions/a%2Fb:c/end", headers={"x-team": "t"})
+    assert answer.json() == {"ended": True}
+    client.post("/v1/saga/sessions/plain/end", headers={"x-tenant-id": "t"})
+    assert [payload for _, _, payload in engines.asked] == [
+        {"tenant": "t", "session": "a/b:c"},
+        {"tenant": "", "session": "plain"},
+    ]
+    assert {op for _, op, _ in engines.asked} == {END}
+    assert client.get("/v1/saga/sessions/plain/end").status_code == 405
+
+
+async def test_an_engine_without_saga_is_asked_once():
+    engines = Engines(error="'EngineCoreProc' object has no attribute 'saga_control'")
+    client = await client_of(engines)
+    for _ in range(3):
+        answer = client.get("/v1/saga/state")
+        assert answer.status_code == 404 and "--scheduler-cls saga" in answer.text
+    assert client.post("/v1/saga/sessions/s/end").status_code == 404
+    assert len(engines.asked) == 1
+
+
+async def test_other_failures_are_not_mistaken_for_stock():
+    client = await client_of(Engines(error="shutting down"))
+    with pytest.raises(Exception, match="shutting down"):
+        client.get("/v1/saga/state")
+    client = await client_of(SimpleNamespace())
+    assert "no way to ask" in client.get("/v1/saga/state").text

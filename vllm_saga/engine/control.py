@@ -1,0 +1,70 @@
+"""Messages into the engine: what it reports of itself, and sessions that end.
+
+They come as vLLM's utility calls (`EngineCoreProc._handle_client_request`), which run on the
+scheduler's own thread, between two steps.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Mapping
+from typing import Any
+
+#: The method of `EngineCore` that answers: (op, payload) -> plain values.
+METHOD = "saga_control"
+#: op: what the engine reports (`router.fleet.EngineReport`, and "saga"); no payload.
+STATE = "state"
+#: op: the session `{"tenant", "session"}` is over; answers `{"ended": whether it was there}`.
+END = "end"
+
+
+class ControlError(RuntimeError):
+    """The engines cannot be asked, or do not run saga; the message says which."""
+
+
+def install() -> None:
+    """Give the `EngineCore` of this process the method; without an engine there is nothing to do.
+
+    Here rather than in the plugin: an engine that was forked does not load plugins anew.
+    """
+    module = sys.modules.get("vllm.v1.engine.core")
+    if module is not None and not hasattr(module.EngineCore, METHOD):
+        setattr(module.EngineCore, METHOD, _answer)
+
+
+def _answer(self: Any, op: str, payload: Mapping[str, Any]) -> Any:
+    return self.scheduler.saga_control(op, payload)
+
+
+def read_end(op: str, payload: Mapping[str, Any]) -> tuple[str, str]:
+    """Tenant and session of an `END` message.
+
+    Raises:
+        ValueError: it is another message, or lacks one of them.
+    """
+    names = payload.get("tenant"), payload.get("session")
+    if op != END or not all(isinstance(name, str) for name in names):
+        raise ValueError(f"saga: no such message: {op!r} with {sorted(payload)}")
+    return names  # type: ignore[return-value]
+
+
+async def ask(engine_client: Any, op: str, payload: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Ask every engine behind vLLM's `EngineClient`: one answer for each data-parallel rank.
+
+    Raises:
+        ControlError: the engines cannot be asked, or do not run saga.
+    """
+    core = getattr(engine_client, "engine_core", None)
+    # vLLM < 0.32 asks all ranks, too, but returns the first one's answer only.
+    every = getattr(core, "call_utility_all_async", None)
+    one = getattr(core, "call_utility_async", None)
+    try:
+        if every is not None:
+            return list(await every(METHOD, op, payload))
+        if one is not None:
+            return [await one(METHOD, op, payload)]
+    except Exception as error:
+        if f"attribute '{METHOD}'" not in str(error):
+            raise
+        raise ControlError("this engine runs without --scheduler-cls saga") from error
+    raise ControlError("this vLLM has no way to ask its engine")
