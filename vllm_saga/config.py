@@ -45,7 +45,8 @@ class SagaConfig(BaseModel):
         ge=0.0,
         le=1.0,
         description="0 = most throughput: a workflow in a gap gives way to those who wait, and "
-        "little room is kept for growth; 1 = smoothest steps: who has a place keeps it.",
+        "room is left for the growth that is expected; 1 = smoothest steps: who has a place keeps "
+        "it, and room is left for two standard deviations more.",
     )
     give_up_probability: float = Field(
         0.1,
@@ -64,6 +65,12 @@ class SagaConfig(BaseModel):
         gt=0.0,
         description="Seconds after which a held call runs whatever the budget says; keep it below "
         "your clients' timeout (Claude Code: 600 s).",
+    )
+    max_step_hold_s: float = Field(
+        540.0,
+        gt=0.0,
+        description="The same for a workflow that has made a call: its agent is in mid-task. A "
+        "shorter limit caps the longest waits, and costs prefills that serve one call only.",
     )
     session_idle_s: float = Field(
         1800.0, gt=0.0, description="Seconds without a call after which a session is forgotten."

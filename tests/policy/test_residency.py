@@ -105,6 +105,21 @@ def test_every_hold_ends_at_its_deadline():
     assert policy.counters["forced"] == 1
 
 
+def test_who_is_in_mid_task_may_be_given_a_shorter_deadline():
+    policy = make_policy(pool_blocks=30, max_hold_s=60.0, max_step_hold_s=5.0)
+    for name in ("a", "b"):
+        run_call(policy, arrival(name, prompt(ord(name), 12), name), [], 0.0)
+    policy.on_arrival(arrival("a2", prompt(ord("a"), 27), "a"), 1.0)
+    assert not policy.is_held("a2")
+    policy.on_arrival(arrival("b2", prompt(ord("b"), 27), "b"), 1.0)
+    policy.on_arrival(arrival("c", prompt(3, 20), "c"), 1.0)
+    assert policy.is_held("b2") and policy.is_held("c")
+    assert policy.on_step(5.9) == []
+    assert policy.on_step(6.0) == ["b2"]
+    assert policy.on_step(59.0) == []
+    assert policy.on_step(61.0) == ["c"]
+
+
 def test_an_idle_engine_does_not_wait_for_a_resident_that_may_never_return():
     policy = make_policy(pool_blocks=20)
     run_call(policy, arrival("a", prompt(1, 15), "a"), [], 0.0)

@@ -21,8 +21,7 @@ _SUREST = 0.99
 #: Calls at which the bins begin.
 _EDGES = tuple(_GROWTH**index for index in range(_NUM_BINS + 1))
 _PRIOR = tuple(
-    min(1.0 - math.exp((low - high) / _PRIOR_CALLS), _PRIOR_MOST)
-    for low, high in pairwise(_EDGES)
+    min(1.0 - math.exp((low - high) / _PRIOR_CALLS), _PRIOR_MOST) for low, high in pairwise(_EDGES)
 )
 
 

@@ -79,7 +79,7 @@ class Residency:
     + z standard deviations <= capacity (outlook.py), with z = 2 `patience`. A workflow stays until
     it ends, until it has been away for too long (policy/absence.py), or until the residents outgrow
     the pool: then the youngest idle one leaves. A hold longer than `max_hold_s` seconds ends
-    whatever the budget says.
+    whatever the budget says; of one that has begun, longer than `max_step_hold_s`.
 
     The pool is tight from the first call that has to be held or workflow that has to leave until
     nothing is held and a fifth of the pool is spare. Before, nothing differs from stock, unless
@@ -92,6 +92,7 @@ class Residency:
         block_size: int,
         patience: float,
         max_hold_s: float,
+        max_step_hold_s: float,
         share: FairShare,
     ) -> None:
         self.capacity = capacity
@@ -101,6 +102,7 @@ class Residency:
         self._block_size = block_size
         self._z = _MOST_Z * patience
         self._max_hold_s = max_hold_s
+        self._max_step_hold_s = max_step_hold_s
         self._share = share
         self.tight = False
         self.changes = 0
@@ -197,7 +199,9 @@ class Residency:
             workflow.tenant, workflow, now, turn,
             priority=workflow.priority, new=new, work_s=work_s, due_s=due_s,
         )  # fmt: skip
-        heapq.heappush(self._deadlines, (now + self._max_hold_s, next(self._order), workflow))
+        limit_s = self._max_hold_s if new else min(self._max_step_hold_s, self._max_hold_s)
+        workflow.held_until = now + limit_s
+        heapq.heappush(self._deadlines, (workflow.held_until, next(self._order), workflow))
         if len(self._deadlines) > 4 * self.held_workflows + 64:
             self._compact()
 
@@ -254,7 +258,7 @@ class Residency:
         return workflow.remaining_s(), due_s
 
     def _is_due(self, deadline: float, _order: int, workflow: Workflow) -> bool:
-        return bool(workflow.held) and workflow.held_since + self._max_hold_s == deadline
+        return bool(workflow.held) and workflow.held_until == deadline
 
     def _compact(self) -> None:
         """Drop the deadlines of holds that are over from the middle of the heap."""

@@ -47,7 +47,12 @@ class SagaPolicy:
         self.share = FairShare(config.tenant_weights, config.fair_window_s, config.slo_factor)
         self._meter = Meter(self.share, self.cost, capacity)
         self.residency = Residency(
-            capacity, block_size, config.patience, config.max_hold_s, self.share
+            capacity,
+            block_size,
+            config.patience,
+            config.max_hold_s,
+            config.max_step_hold_s,
+            self.share,
         )
         lineage = self.lineage if config.lineage else None
         self._identity = Identity(self.table, lineage)
@@ -133,7 +138,7 @@ class SagaPolicy:
         released: list[str] = []
         while (entrant := self._next_to_enter(now)) is not None:
             held_s = now - entrant.held_since
-            overdue = held_s >= self.config.max_hold_s
+            overdue = now >= entrant.held_until
             if entrant.was_resident:
                 self.retention.on_release(entrant, held_s)
             fits = not overdue or self.residency.fits(entrant)

@@ -99,6 +99,7 @@ class Workflow:
     growth: Growth | None = None
     held: dict[str, None] = field(default_factory=dict)
     held_since: float = 0.0
+    held_until: float = 0.0
     turn: float = 0.0
     tool: str | None = None
     last_session: Session | None = None
