@@ -20,8 +20,8 @@ def live(model: LengthModel, calls: int, ends: bool = True) -> None:
 
 
 def test_before_any_has_ended_agents_make_tens_of_calls():
-    assert 12 < LengthModel().remaining(0) < 25
-    assert 12 < LengthModel(LengthModel()).remaining(0) < 25
+    assert 25 < LengthModel().remaining(0) < 50
+    assert 25 < LengthModel(LengthModel()).remaining(0) < 50
 
 
 def test_the_mean_of_those_who_got_so_far():
