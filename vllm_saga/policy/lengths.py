@@ -103,8 +103,13 @@ class LengthModel:
             high = _EDGES[index + 1] - done
             still = math.exp(now - hazard[index + 1])
             # The integral of the chance to be alive, and of twice the calls times it.
-            mean += (high - low) * (alive + still) / 2.0
-            squares += (high - low) * (low * alive + high * still)
+            rate = math.log(alive / still) / (high - low)
+            if rate > 1e-9:
+                mean += (alive - still) / rate
+                squares += 2.0 * (low * alive - high * still + (alive - still) / rate) / rate
+            else:
+                mean += (high - low) * alive
+                squares += (high * high - low * low) * alive
             low, alive = high, still
             if alive < 1e-6:
                 break
