@@ -17,6 +17,8 @@ from vllm_saga.simulator.result import RunResult
 #: Policies that look into the future, or were searched for on the same work: no rivals.
 REFERENCES = ("farthest-next-use", "saga-oracle")
 OURS = "saga"
+#: The same with less, or with something false, to go by.
+VARIANTS = ("saga-lineage", "saga-toolless", "saga-hinted", "saga-misled")
 STOCK = "vllm"
 
 Json = dict[str, Any]
@@ -141,7 +143,7 @@ def _best_rival(point: Json) -> tuple[str, float]:
     rivals = {
         run["policy"]
         for run in point["runs"]
-        if run["policy"] not in REFERENCES and not run["policy"].startswith(OURS + "-lineage")
+        if run["policy"] not in REFERENCES and not run["policy"].startswith(VARIANTS)
     } - {OURS}
     means = {name: _mean(point, name) for name in sorted(rivals)}
     best = min(means, key=means.__getitem__)

@@ -99,12 +99,14 @@ class Absences:
                 self.end(workflow)
                 workflow.stale = True
 
-    def use_idle_engine(self, now: float, idle: bool) -> None:
-        """`idle`: there are held calls, and none that could run."""
+    def note_busy(self, now: float) -> None:
+        """The engine has something to run, or nothing is held."""
+        self._busy_at = now
+
+    def use_idle_engine(self, now: float) -> None:
+        """There are held calls, and none that could run."""
         residents = self._residency.residents
-        if not idle:
-            self._busy_at = now
-        elif now - self._busy_at >= _IDLE_ENGINE_S and residents:
+        if now - self._busy_at >= _IDLE_ENGINE_S and residents:
             cheapest = min(residents, key=self._price.again_s)
             if now - self._busy_at >= self._price.again_s(cheapest):
                 self._leave(cheapest)

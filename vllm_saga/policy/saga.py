@@ -130,7 +130,10 @@ class SagaPolicy:
         """
         held = self.residency.held_calls
         self._absences.presume_ends(now)
-        self._absences.use_idle_engine(now, idle=0 < held == len(self.calls))
+        if 0 < held == len(self.calls):
+            self._absences.use_idle_engine(now)
+        else:
+            self._absences.note_busy(now)
         for workflow in self.table.expired(now):
             self._absences.end(workflow)
             for context in workflow.contexts():
@@ -235,7 +238,7 @@ class SagaPolicy:
     def _hold(self, workflow: Workflow, call: Call, now: float) -> None:
         self.counters["holds"] += 1
         if not self.residency.held_calls:
-            self._absences.use_idle_engine(now, idle=False)
+            self._absences.note_busy(now)
         self.residency.hold(workflow, call.call_id, now, self._turn(workflow, call))
 
     def _turn(self, workflow: Workflow, call: Call) -> float:
