@@ -13,9 +13,11 @@ from rich.table import Table
 from vllm_saga import SagaConfig, __version__
 from vllm_saga.config import CONFIG_VARIABLE, ConfigError, load_config
 from vllm_saga.graph.command import app as graph
+from vllm_saga.router.command import router
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(graph, name="graph")
+app.command()(router)
 
 
 @app.callback()

@@ -12,10 +12,10 @@ from typing import Any
 from vllm_saga.simulator import trace
 from vllm_saga.simulator.content import CallContent, SessionContent
 from vllm_saga.simulator.hardware import Hardware
-from vllm_saga.simulator.placement import Placement
 from vllm_saga.simulator.policies.base import ClusterView, Policy
 from vllm_saga.simulator.records import LiveCall, LiveSession, Thread
 from vllm_saga.simulator.replica import Replica
+from vllm_saga.simulator.routing import Placement, RouterView
 from vllm_saga.simulator.schedulers import make_scheduler
 
 Event = Callable[[], None]
@@ -73,7 +73,7 @@ class Cluster:
         self.timeline: list[tuple[float, float, float]] = []
         self._advances, self._sample_every = 0, 1
         self._on_progress = on_progress
-        self._placement = setup.placement()
+        self.placement = setup.placement()
         self._events: list[tuple[float, int, int, Event]] = []
         self._order = itertools.count()
         self._progress: dict[str, _Progress] = {}
@@ -92,12 +92,14 @@ class Cluster:
         )
         self.replicas = [self._make_replica(index) for index in range(setup.replicas)]
         self._due = [math.inf] * setup.replicas
+        self.placement.attach(RouterView(self.replicas, lambda: self.now, self._move))
 
     def run(self, until_s: float = math.inf) -> None:
         """Run to the end; raises `Stuck` if a policy holds calls for ever."""
         self._start()
-        if self.policy.tick_s:
-            self._at(self.policy.tick_s, _TICKS, self._tick)
+        for ticking in (self.policy, self.placement):
+            if ticking.tick_s:
+                self._tick_later(ticking)
         last_s = 0.0
         while self._left and self._events:
             when, kind, _, event = heapq.heappop(self._events)
@@ -171,7 +173,7 @@ class Cluster:
     def _submit(self, call: LiveCall) -> None:
         chosen = self.policy.replica_for(call)
         if chosen is None:
-            chosen = self._placement(call, self._in_flight())
+            chosen = self.placement(call, self._in_flight())
         content = self._progress[call.session.id].content.call(call.index)
         self._send(call, content, chosen)
 
@@ -192,9 +194,12 @@ class Cluster:
         self._wake(replica)
 
     def _move(self, call: LiveCall, to: int) -> bool:
-        if call.cached_tokens >= 0 or call.replica == to:
+        source = call.replica
+        self.replicas[source].settle(self.now)
+        self._wake(source)
+        if call.cached_tokens >= 0 or source == to:
             return False
-        self._send(call, self.replicas[call.replica].withdraw(call), to)
+        self._send(call, self.replicas[source].withdraw(call), to)
         return True
 
     def _kv_in_use(self, replica: int) -> tuple[int, int]:
@@ -214,6 +219,7 @@ class Cluster:
         calls = session.trace.calls
         thread.ended = all(c.agent != thread.agent for c in calls[call.index + 1 :])
         self.policy.on_finish(call)
+        self.placement.on_finish(call)
         progress = self._progress[session.id]
         for index in progress.followers[call.index]:
             progress.waiting_for[index] -= 1
@@ -238,9 +244,12 @@ class Cluster:
     def _at(self, when: float, kind: int, event: Event) -> None:
         heapq.heappush(self._events, (when, kind, next(self._order), event))
 
-    def _tick(self) -> None:
-        self.policy.on_tick()
-        self._at(self.now + (self.policy.tick_s or math.inf), _TICKS, self._tick)
+    def _tick_later(self, ticking: Policy | Placement) -> None:
+        self._at(self.now + (ticking.tick_s or math.inf), _TICKS, lambda: self._tick(ticking))
+
+    def _tick(self, ticking: Policy | Placement) -> None:
+        ticking.on_tick()
+        self._tick_later(ticking)
 
     def _wake(self, index: int) -> None:
         """Have the engine advanced when it is due."""

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import chain
 from pathlib import Path
 from typing import Annotated
 
@@ -34,7 +36,10 @@ _MISTAKES = (
 def simulate(
     context: typer.Context,
     trace: Annotated[
-        str, typer.Option(help=f"A trace file, or builtin:NAME ({', '.join(formats.BUILTIN)}).")
+        str,
+        typer.Option(
+            help=f"A trace file, or builtin:NAME ({', '.join(formats.BUILTIN)}; NAME+NAME mixes)."
+        ),
     ] = "builtin:swe",
     policy: Annotated[
         list[str] | None,
@@ -132,8 +137,12 @@ def check_names(chosen: Sequence[str], placement: str) -> None:
 def load_workload(source: str, count: int | None) -> tuple[tuple[Session, ...], int]:
     """The sessions to draw from, and how many a run plays if the user does not say."""
     made_here = source.startswith(formats.PREFIX)
+    names = source.removeprefix(formats.PREFIX).split("+") if made_here else []
+    sources = [formats.PREFIX + name for name in names] or [source]
     # Twice as many as a run plays, so that seeds differ in more than their order.
-    sessions = tuple(formats.load(source, 2 * (count or formats.DEFAULT_COUNT)))
+    wanted = math.ceil(2 * (count or formats.DEFAULT_COUNT) / len(sources))
+    rounds = zip(*(formats.load(one, wanted) for one in sources), strict=True)
+    sessions = tuple(chain.from_iterable(rounds))
     return sessions, count or (formats.DEFAULT_COUNT if made_here else len(sessions))
 
 

@@ -1,4 +1,4 @@
-"""Which engine a call goes to: the ways rivals and plain routers choose."""
+"""Which engine a call goes to: the ways rivals and plain routers choose, and this project's."""
 
 from __future__ import annotations
 
@@ -7,9 +7,8 @@ from collections.abc import Callable, Sequence
 from hashlib import blake2b
 
 from vllm_saga.simulator.records import LiveCall
-
-Placement = Callable[[LiveCall, Sequence[int]], int]
-"""(call, calls in flight by replica) -> replica. Made anew for every run."""
+from vllm_saga.simulator.routed import saga_router, saga_router_without_stealing
+from vllm_saga.simulator.routing import Choice, Placement
 
 # A prefix hit is worth queueing behind this many more calls than the least loaded engine has.
 _BOUNDED_LOAD = 1.25
@@ -19,7 +18,7 @@ _SLACK_CALLS = 4
 def round_robin() -> Placement:
     """Every call to the next engine, whatever it continues."""
     turn = itertools.count()
-    return lambda call, loads: next(turn) % len(loads)
+    return Choice(lambda call, loads: next(turn) % len(loads))
 
 
 def sticky() -> Placement:
@@ -31,7 +30,7 @@ def sticky() -> Placement:
 
         return max(range(len(loads)), key=score)
 
-    return place
+    return Choice(place)
 
 
 def least_loaded() -> Placement:
@@ -44,7 +43,7 @@ def least_loaded() -> Placement:
             home = homes[call.session.id] = min(range(len(loads)), key=loads.__getitem__)
         return home
 
-    return place
+    return Choice(place)
 
 
 def prefix_aware() -> Placement:
@@ -70,7 +69,7 @@ def prefix_aware() -> Placement:
             homes.setdefault(group, home)
         return home
 
-    return place
+    return Choice(place)
 
 
 PLACEMENTS: dict[str, Callable[[], Placement]] = {
@@ -78,4 +77,6 @@ PLACEMENTS: dict[str, Callable[[], Placement]] = {
     "sticky": sticky,
     "least_loaded": least_loaded,
     "prefix_aware": prefix_aware,
+    "saga": saga_router,
+    "saga-nosteal": saga_router_without_stealing,
 }

@@ -7,7 +7,9 @@ import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import dataclass, replace
+from itertools import pairwise
 from multiprocessing import get_context
+from statistics import fmean
 from typing import Any
 
 from vllm_saga.simulator import load as loads
@@ -112,9 +114,36 @@ def run_setup(
         scheduler_s=sum(r.scheduler_wall_s for r in replicas),
         wall_s=time.perf_counter() - began,
         timeline=cluster.timeline,
-        notes={"lanes": setup.lanes} if setup.lanes else {},
+        notes=_notes(cluster),
         block_size=hardware.block_size,
     )
+
+
+def _notes(cluster: Cluster) -> dict[str, Any]:
+    """What is said of a run besides its figures.
+
+    Of several engines: `co_location`, the share of calls that went where their session's last call
+    had been; `load_max_over_mean`, of the mean numbers of calls that the engines had in flight, the
+    largest over the mean; `moves`, calls that were sent to another engine than at first.
+    """
+    setup = cluster.setup
+    notes: dict[str, Any] = {"lanes": setup.lanes} if setup.lanes else {}
+    if setup.replicas == 1:
+        return notes
+    stayed = followed = 0
+    call_s = [0.0] * setup.replicas
+    for session in cluster.sessions:
+        calls = [call for call in session.calls if call is not None]
+        followed += len(calls) - 1
+        stayed += sum(a.replica == b.replica for a, b in pairwise(calls))
+        for call in calls:
+            call_s[call.replica] += (call.finished_s or cluster.now) - call.submitted_s
+    mean_s = fmean(call_s)
+    return notes | {
+        "co_location": stayed / followed if followed else None,
+        "load_max_over_mean": max(call_s) / mean_s if mean_s else None,
+        "moves": cluster.placement.moves,
+    }
 
 
 Job = tuple[Experiment, str, int]

@@ -1,0 +1,102 @@
+"""The router's own metrics; nothing in a label grows with the number of sessions or tenants."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+
+from vllm_saga.router.backends import Backends
+
+_FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
+_SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+
+class Metrics:
+    """Counted where things happen; what backends are like is read when somebody asks."""
+
+    def __init__(self, backends: Backends) -> None:
+        registry = self._registry = CollectorRegistry()
+        self.answers = Counter(
+            "saga_router_answers", "Answers by status class (2xx, ...).", ["status"],
+            registry=registry,
+        )  # fmt: skip
+        self.decisions = Counter(
+            "saga_router_decisions", "Calls sent, by why they went where.", ["reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.identity = Counter(
+            "saga_router_identity", "Requests by what named their session.", ["source"],
+            registry=registry,
+        )  # fmt: skip
+        self.moves = Counter(
+            "saga_router_moves", "Sessions that changed their backend.", ["reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.withdrawn = Counter(
+            "saga_router_withdrawn", "Calls taken back unanswered and sent elsewhere.",
+            registry=registry,
+        )  # fmt: skip
+        self.retries = Counter(
+            "saga_router_retries", "Calls offered to another backend.", ["cause"], registry=registry
+        )
+        self.refused = Counter(
+            "saga_router_refused", "Requests that the router itself answered.", ["reason"],
+            registry=registry,
+        )  # fmt: skip
+        self.errors = Counter(
+            "saga_router_policy_errors", "Bugs in placement and identity that were survived.",
+            registry=registry,
+        )  # fmt: skip
+        self.choosing = Histogram(
+            "saga_router_choosing_seconds", "From a request to its being sent, body included.",
+            registry=registry, buckets=_FAST,
+        )  # fmt: skip
+        self.first_byte = Histogram(
+            "saga_router_first_byte_seconds", "From a request to the first byte of its answer.",
+            registry=registry, buckets=_SLOW,
+        )  # fmt: skip
+        self.in_flight = Gauge(
+            "saga_router_in_flight", "Calls sent and not ended.", registry=registry
+        )
+        self.connections = Gauge(
+            "saga_router_connections", "Open connections of clients.", registry=registry
+        )
+        self.sessions = Gauge("saga_router_sessions", "Sessions of late.", registry=registry)
+        self.buffered = Gauge(
+            "saga_router_buffered_bytes", "Bodies that are kept.", registry=registry
+        )
+        registry.register(_OfBackends(backends))
+
+    def text(self) -> bytes:
+        """In Prometheus' text format."""
+        return generate_latest(self._registry)
+
+
+class _OfBackends:
+    """One series for each backend of now: those that have left leave no series behind."""
+
+    def __init__(self, backends: Backends) -> None:
+        self._backends = backends
+
+    def collect(self) -> Iterator[Metric]:
+        up = _family("up", "1 while calls may be sent there.")
+        in_flight = _family("in_flight", "Calls sent there and not ended.")
+        draining = _family("draining", "1 while it gets no new sessions.")
+        used = _family("kv_used", "Share of its KV pool, as it reports.")
+        held = _family("held", "Calls that it holds back, as it reports.")
+        for backend in self._backends:
+            label = [backend.name]
+            up.add_metric(label, backend.accepting)
+            in_flight.add_metric(label, backend.in_flight)
+            draining.add_metric(label, backend.draining)
+            if report := backend.report:
+                used.add_metric(label, report.used_tokens / max(report.kv_tokens, 1))
+                held.add_metric(label, len(report.held_calls))
+        yield from (up, in_flight, draining, used, held)
+
+
+def _family(name: str, meaning: str) -> GaugeMetricFamily:
+    return GaugeMetricFamily(f"saga_router_backend_{name}", meaning, labels=["backend"])

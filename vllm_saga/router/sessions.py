@@ -1,0 +1,187 @@
+"""The sessions a router remembers: where each is at home, how large, and whether it still lives."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+from vllm_saga.policy.graph import AgentClass
+from vllm_saga.router.fleet import Arrival, SessionKey
+from vllm_saga.router.load import Load
+
+# Of the growth that is expected, what a session needs on average until its end.
+_GROWTH_SHARE = 0.5
+# A shorter context may be a side call of its own: the larger one is forgotten by so much a call.
+_FORGET = 0.7
+# A session is presumed to have ended when its chance to return falls below this.
+_GIVE_UP = 0.1
+
+
+@dataclass(eq=False, slots=True)
+class Session:
+    """A session in the router.
+
+    home: where its calls go; None before its first, or once that engine has left or lost its KV.
+    run: which run of the home engine it was placed in. begun: whether that engine has computed
+    anything of it. calls: in flight, with their arrivals. tokens: of its context. sticky_until: it
+    is not moved before. moved: how often its call has been moved. answered_tokens: of the context
+    after its last answered call. calls_left: expected then. stale: presumed to have ended; ending:
+    said to end with its calls.
+    need, leaves_per_s: what it counts for at its home while it lives (tokens of KV; of these how
+    many become free in a second, on average).
+    """
+
+    key: SessionKey
+    agent: AgentClass
+    prefix: int | None
+    home: Load | None = None
+    run: int = 0
+    begun: bool = False
+    calls: dict[str, Arrival] = field(default_factory=dict)
+    calls_done: int = 0
+    calls_left: float = 0.0
+    tokens: float = 0.0
+    answered_tokens: int = 0
+    used_at: float = 0.0
+    sticky_until: float = 0.0
+    moved: int = 0
+    stale: bool = False
+    ending: bool = False
+    need: float = 0.0
+    leaves_per_s: float = 0.0
+
+    @property
+    def new(self) -> bool:
+        """Whether no call of it has been answered."""
+        return not self.calls_done and not self.begun
+
+    @property
+    def expected_need(self) -> float:
+        """Tokens of KV it needs on average until its end."""
+        growth = max(self.calls_left * self.agent.growth_tokens, 0.0)
+        return self.tokens + self.agent.output_tokens + _GROWTH_SHARE * growth
+
+    def answered(self, arrival: Arrival, total_tokens: int, now: float) -> None:
+        """A call of it has been answered, and left a context of `total_tokens`."""
+        agent = self.agent
+        if self.calls_done:
+            agent.observe_cycle(now - self.used_at)
+            agent.observe_call(None, None, total_tokens - self.answered_tokens)
+        agent.observe_output(max(total_tokens - arrival.prompt_tokens, 0))
+        self.calls_done += 1
+        self.calls_left = agent.remaining_calls(self.calls_done)
+        self.answered_tokens = total_tokens
+        self.tokens = max(total_tokens, _FORGET * self.tokens)
+
+    def recount(self) -> None:
+        """Have its home count what it needs now."""
+        self.uncount()
+        if self.home is not None and not self.lost and not self.stale:
+            self.need = self.expected_need
+            self.leaves_per_s = self.need / max(self.calls_left * self.agent.cycle_s, 1.0)
+            self.home.count(self.need, self.leaves_per_s)
+
+    def uncount(self) -> None:
+        if self.home is not None and not self.lost:
+            self.home.count(-self.need, -self.leaves_per_s)
+        self.need = self.leaves_per_s = 0.0
+
+    def settle(self, home: Load) -> None:
+        """Change its home; nothing of it has been computed there."""
+        self.uncount()
+        self.home, self.run, self.begun = home, home.run, False
+        self.recount()
+
+    @property
+    def lost(self) -> bool:
+        """Whether it has no home, or one that has left or was restarted since."""
+        return self.home is None or self.run != self.home.run
+
+
+class SessionTable:
+    """Sessions with calls in flight, and a bounded number of idle ones, the longest idle first out.
+
+    Args:
+        max_idle: idle sessions remembered at most.
+        idle_s: seconds without a call after which a session is forgotten.
+    """
+
+    def __init__(self, max_idle: int, idle_s: float) -> None:
+        self._max_idle = max_idle
+        self._idle_s = idle_s
+        self._sessions: dict[SessionKey, Session] = {}
+        self._by_call: dict[str, Session] = {}
+        self._idle: OrderedDict[SessionKey, Session] = OrderedDict()
+        self._ends: list[tuple[float, int, Session, float]] = []
+        self._order = itertools.count()
+
+    def __len__(self) -> int:
+        return len(self._sessions)
+
+    def __iter__(self) -> Iterator[Session]:
+        return iter(self._sessions.values())
+
+    def get(self, key: SessionKey) -> Session | None:
+        return self._sessions.get(key)
+
+    def of_call(self, call_id: str) -> Session | None:
+        """Whose call it is; None if it is not in flight or has no session."""
+        return self._by_call.get(call_id)
+
+    def add(self, session: Session) -> None:
+        self._sessions[session.key] = session
+
+    def begin(self, session: Session, arrival: Arrival, now: float) -> None:
+        """It makes a call: its class learns how long it was away."""
+        session.calls[arrival.call_id] = arrival
+        self._by_call[arrival.call_id] = session
+        agent = session.agent
+        if self._idle.pop(session.key, None) is not None and session.calls_done:
+            if session.stale:
+                agent.retract_end(session.calls_done)
+            agent.gaps.observe_return(now - session.used_at)
+        session.stale = False
+
+    def take(self, call_id: str) -> Arrival:
+        """A call is not in flight any more; `rest` or `end` follows if it was the last."""
+        return self._by_call.pop(call_id).calls.pop(call_id)
+
+    def rest(self, session: Session, now: float) -> None:
+        """It has no call in flight any more."""
+        session.used_at = now
+        self._idle[session.key] = session
+        due = now + session.agent.gaps.patience_s(_GIVE_UP)
+        heapq.heappush(self._ends, (due, next(self._order), session, now))
+        if len(self._ends) > 4 * len(self._idle) + 64:
+            self._ends = [entry for entry in self._ends if self._is_away(entry[2], entry[3])]
+            heapq.heapify(self._ends)
+
+    def end(self, session: Session) -> None:
+        """It is over."""
+        session.uncount()
+        del self._sessions[session.key]
+        self._idle.pop(session.key, None)
+        if session.calls_done and not session.stale:
+            session.agent.observe_end(session.calls_done)
+
+    def expire(self, now: float) -> None:
+        """Time has passed: those long away have most likely ended, and the oldest are forgotten."""
+        while self._ends and self._ends[0][0] <= now:
+            _, _, session, since = heapq.heappop(self._ends)
+            if self._is_away(session, since):
+                session.uncount()
+                session.stale = True
+                if session.calls_done:
+                    session.agent.observe_end(session.calls_done)
+        while self._idle:
+            oldest = next(iter(self._idle.values()))
+            if len(self._idle) <= self._max_idle and now - oldest.used_at < self._idle_s:
+                return
+            self.end(oldest)
+
+    def _is_away(self, session: Session, since: float) -> bool:
+        here = self._idle.get(session.key) is session
+        return here and session.used_at == since and not session.stale
