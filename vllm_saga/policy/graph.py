@@ -20,7 +20,6 @@ _PRIOR_CYCLE_S = 10.0
 _MIN_FIRST_CALLS = 8.0
 _AGENTIC_SHARE = 0.5
 _MAX_SHARED_BLOCKS = 1024
-_FORESEEN = 0.8
 
 
 def reuse_probability(cached_tokens: float, successors: Iterable[tuple[float, float]]) -> float:
@@ -130,9 +129,9 @@ class AgentClass:
         return found
 
     @property
-    def foreseen(self) -> bool:
-        """Whether enough workflows have ended to act on an outlook before the pool is tight."""
-        return self._lengths.evidence >= _FORESEEN
+    def sure(self) -> float:
+        """How far an outlook rests on workflows of this class that have ended: 0 to 1."""
+        return self._lengths.evidence
 
     def observe_progress(self, calls_done: int) -> None:
         """A workflow has made its `calls_done`-th call."""

@@ -16,8 +16,12 @@ from vllm_saga.policy.workflow import Context, Workflow
 _SLACK = 0.8
 # Standard deviations above the forecast for which there has to be room, at full patience.
 _MOST_Z = 2.0
-# Before the pool is tight, only what is foreseen with so many standard deviations counts.
+# So much of a forecast counts before any workflow of the kind has ended: it may be a short kind.
+_UNKNOWN = 0.5
+# Before the pool is tight, only what is foreseen with so many standard deviations counts, of
+# classes known so well.
 _FORESIGHT_Z = 1.0
+_FORESEEN = 0.8
 
 
 class BlockLedger:
@@ -126,9 +130,10 @@ class Residency:
         """Blocks that would have to leave before a workflow that is not resident fits."""
         blocks = sum(self.ledger.missing(context.chain) for context in workflow.contexts())
         blocks += self._next_blocks(workflow)
-        if not workflow.calls_done and (self.tight or workflow.agent.foreseen):
+        if not workflow.calls_done and (self.tight or workflow.agent.sure >= _FORESEEN):
             z = self._z if self.tight else -_FORESIGHT_Z
-            blocks += self._outlook.most(self._growth(workflow, blocks), z)
+            weight = _UNKNOWN + (1.0 - _UNKNOWN) * workflow.agent.sure
+            blocks += int(weight * self._outlook.most(self._growth(workflow, blocks), z))
         return self.used_blocks + blocks - self.capacity
 
     def enter(self, workflow: Workflow) -> None:

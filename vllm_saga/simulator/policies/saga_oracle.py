@@ -47,8 +47,8 @@ class _Future(AgentClass):
         return self._growth_after[min(calls_done, len(self._growth_after) - 1)]
 
     @property
-    def foreseen(self) -> bool:
-        return True
+    def sure(self) -> float:
+        return 1.0
 
     def outlook(
         self, calls_done: int, left: float | None, tokens: float, ahead_s: Sequence[float]
