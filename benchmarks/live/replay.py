@@ -1,8 +1,9 @@
 """Replaying sessions over HTTP: closed-loop lanes, each running one session after another.
 
 A session is a small graph: a call is issued `delay_s x gap_scale` after the last call it depends on
-has ended. Prompts are token ids sent to `/v1/completions`; the reply's real token ids become part
-of the next prompt. No end-of-session signal is sent: real agents send none.
+has ended. Prompts are sent to `/v1/completions` as token ids, or as the words that stand for them;
+the tokens really generated become part of the next prompt. No end-of-session signal is sent: real
+agents send none.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from dataclasses import dataclass, field
 import aiohttp
 import msgspec
 
+from benchmarks.live import words
 from benchmarks.live.scale import ScaledSession
 from benchmarks.live.tokens import TokenSource
 
@@ -34,12 +36,14 @@ class _Usage(msgspec.Struct):
 
 
 class _Choice(msgspec.Struct):
+    text: str = ""
     token_ids: list[int] | None = None
 
 
 class _Chunk(msgspec.Struct):
     choices: list[_Choice] = []
     usage: _Usage | None = None
+    system_fingerprint: str | None = None
     error: msgspec.Raw | None = None
 
 
@@ -52,7 +56,10 @@ class RequestFailed(RuntimeError):
 
 @dataclass(frozen=True, slots=True)
 class CallRecord:
-    """One finished call. Times are seconds on the client's clock, tokens as the server counted."""
+    """One finished call. Times are seconds on the client's clock, tokens as the server counted.
+
+    `replica` is what the server calls itself; `decision` is why our router sent it there.
+    """
 
     session_id: str
     index: int
@@ -64,6 +71,8 @@ class CallRecord:
     cached_tokens: int
     output_tokens: int
     model_s: float
+    replica: str | None = None
+    decision: str | None = None
 
     @property
     def ttft_s(self) -> float:
@@ -91,12 +100,13 @@ class SessionRecord:
 
 @dataclass(frozen=True, slots=True)
 class Target:
-    """Where and how to send."""
+    """Where and how to send. `as_words`: prompts are text (`words.py`), not token ids."""
 
     url: str
     vocabulary: int
     namespace: str
     send_session_ids: bool = True
+    as_words: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,36 +189,27 @@ async def send(
     call = session.calls[index]
     prompt = source.prompt(index)
     body = {
-        "model": "model", "prompt": prompt, "temperature": 0, "return_token_ids": True,
+        "model": "model", "prompt": words.write(prompt) if target.as_words else prompt,
+        "temperature": 0, "return_token_ids": not target.as_words,
         "stream": True, "stream_options": {"include_usage": True},
         "max_tokens": call.output_tokens, "min_tokens": call.output_tokens, "ignore_eos": True,
     }  # fmt: skip
     headers = {"Content-Type": "application/json"}
     if target.send_session_ids:
         headers["X-Session-ID"] = session.session_id
-    generated: list[int] = []
-    usage: _Usage | None = None
+    answer = _Answer()
     issued = time.perf_counter()
-    first = 0.0
     async with http.post(
         f"{target.url}/v1/completions", data=json.dumps(body), headers=headers
-    ) as answer:
-        if answer.status != 200:
+    ) as response:
+        if response.status != 200:
             raise RequestFailed(
-                f"call {index}: HTTP {answer.status}: {(await answer.text())[:300]}"
+                f"call {index}: HTTP {response.status}: {(await response.text())[:300]}"
             )
-        async for line in answer.content:
-            if not line.startswith(b"data: {"):
-                continue
-            chunk = _DECODER.decode(line[6:])
-            if chunk.error is not None:
-                raise RequestFailed(f"call {index}: {bytes(chunk.error)[:300]!r}")
-            usage = chunk.usage or usage
-            for choice in chunk.choices:
-                if choice.token_ids:
-                    first = first or time.perf_counter()
-                    generated += choice.token_ids
+        await answer.read(response, index)
     ended = time.perf_counter()
+    generated = answer.tokens(target.as_words)
+    usage = answer.usage
     if usage is None or len(generated) != call.output_tokens or usage.prompt_tokens != len(prompt):
         raise RequestFailed(
             f"call {index}: asked for {call.output_tokens} tokens, got {len(generated)}; {usage}"
@@ -217,7 +218,44 @@ async def send(
     details = usage.prompt_tokens_details
     kept = session.calls[call.parent].kv_tokens if call.parent is not None else 0
     return CallRecord(
-        session.session_id, index, issued, first, ended,
+        session.session_id, index, issued, answer.first_token, ended,
         len(prompt), min(call.reusable_tokens, kept),
         (details.cached_tokens or 0) if details else 0, len(generated), call.model_s,
+        answer.fingerprint, response.headers.get("x-saga-decision"),
     )  # fmt: skip
+
+
+class _Answer:
+    """A stream as far as it has come."""
+
+    def __init__(self) -> None:
+        self.first_token = 0.0
+        self.usage: _Usage | None = None
+        self.fingerprint: str | None = None
+        self._ids: list[int] = []
+        self._text: list[str] = []
+
+    async def read(self, response: aiohttp.ClientResponse, index: int) -> None:
+        """Read to the end. Raises `RequestFailed` where the server reports an error."""
+        async for line in response.content:
+            if not line.startswith(b"data: {"):
+                continue
+            chunk = _DECODER.decode(line[6:])
+            if chunk.error is not None:
+                raise RequestFailed(f"call {index}: {bytes(chunk.error)[:300]!r}")
+            self.usage = chunk.usage or self.usage
+            self.fingerprint = chunk.system_fingerprint or self.fingerprint
+            for choice in chunk.choices:
+                if choice.text or choice.token_ids:
+                    self.first_token = self.first_token or time.perf_counter()
+                self._ids += choice.token_ids or ()
+                self._text.append(choice.text)
+
+    def tokens(self, as_words: bool) -> list[int]:
+        """What was generated. Raises `RequestFailed` where that is not made of words."""
+        if not as_words:
+            return self._ids
+        try:
+            return words.read("".join(self._text))
+        except ValueError as error:
+            raise RequestFailed(str(error)) from None

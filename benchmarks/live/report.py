@@ -12,6 +12,8 @@ from typing import Any
 
 from rich.table import Table
 
+from benchmarks.live import spread
+from benchmarks.live.arrangement import REFERENCE
 from benchmarks.live.replay import CallRecord, SessionRecord
 
 Json = dict[str, Any]
@@ -29,6 +31,8 @@ class ArmResult:
     block_size: int
     client_cpu_s: float
     server_cpu_s: float
+    router_cpu_s: float = 0.0
+    replicas: int = 1
 
     @property
     def calls(self) -> list[CallRecord]:
@@ -49,6 +53,7 @@ def pool(rounds: Sequence[ArmResult]) -> ArmResult:
         counters={key: sum(arm.counters[key] for arm in rounds) for key in first.counters},
         client_cpu_s=sum(arm.client_cpu_s for arm in rounds),
         server_cpu_s=sum(arm.server_cpu_s for arm in rounds),
+        router_cpu_s=sum(arm.router_cpu_s for arm in rounds),
     )
 
 
@@ -78,7 +83,7 @@ def summarise(arm: ArmResult) -> Json:
     cached = sum(call.cached_tokens for call in calls)
     reusable = sum(call.reusable_tokens // arm.block_size * arm.block_size for call in calls)
     wasted = sum(reprefilled(call, arm.block_size) for call in calls)
-    return {
+    run = {
         "scheduler": arm.scheduler,
         "task_completion_s": {
             "mean": mean(completion),
@@ -104,6 +109,11 @@ def summarise(arm: ArmResult) -> Json:
         "engine_prefix_queries": arm.counters.get("prefix_queries", 0),
         "errors": sorted({session.error for session in arm.sessions if session.error})[:5],
     }  # fmt: skip
+    if arm.replicas > 1:
+        run |= spread.summarise(arm.sessions, arm.replicas) | {
+            "router_cpu_s_per_call": arm.router_cpu_s / len(calls) if calls else math.nan
+        }
+    return run
 
 
 def mean(values: Sequence[float]) -> float:
@@ -111,17 +121,26 @@ def mean(values: Sequence[float]) -> float:
 
 
 def ratios(runs: Sequence[Json]) -> Json:
-    """Stock against SAGA; above 1 means SAGA is better. Empty unless both arms ran."""
+    """Stock against SAGA, or where there are routers, each arrangement against `REFERENCE`.
+
+    Above 1 means SAGA is better. Empty unless both arms ran.
+    """
     arms = {run["scheduler"]: run for run in runs}
-    if not {"stock", "saga"} <= arms.keys():
-        return {}
-    stock, saga = arms["stock"], arms["saga"]
+    if REFERENCE in arms:
+        return {
+            name: compare(run, arms[REFERENCE]) for name, run in arms.items() if name != REFERENCE
+        }
+    return compare(arms["stock"], arms["saga"]) if {"stock", "saga"} <= arms.keys() else {}
+
+
+def compare(other: Json, saga: Json) -> Json:
+    """How many times better `saga` is."""
     return {
         "task_completion_mean": ratio(
-            stock["task_completion_s"]["mean"], saga["task_completion_s"]["mean"]
+            other["task_completion_s"]["mean"], saga["task_completion_s"]["mean"]
         ),
-        "step_wait_mean": ratio(stock["step_wait_s"]["mean"], saga["step_wait_s"]["mean"]),
-        "tasks_per_min": ratio(saga["tasks_per_min"], stock["tasks_per_min"]),
+        "step_wait_mean": ratio(other["step_wait_s"]["mean"], saga["step_wait_s"]["mean"]),
+        "tasks_per_min": ratio(saga["tasks_per_min"], other["tasks_per_min"]),
     }
 
 
@@ -159,6 +178,17 @@ ROWS: tuple[tuple[str, tuple[str, ...], str], ...] = (
     ("preemptions", ("preemptions",), ",d"),
     ("failed sessions", ("failed",), "d"),
 )
+#: The same of arrangements, which are rows and not columns: there are many of them.
+REPLICA_COLUMNS: tuple[tuple[str, tuple[str, ...], str], ...] = (
+    ("task (s)", ("task_completion_s", "mean"), ".1f"),
+    ("p95 (s)", ("task_completion_s", "p95"), ".1f"),
+    ("step wait (s)", ("step_wait_s", "mean"), ".3f"),
+    ("p99 (s)", ("step_wait_s", "p99"), ".2f"),
+    ("cache hits", ("prefix_hit_rate",), ".1%"),
+    ("same replica", ("colocation",), ".1%"),
+    ("busiest", ("busiest_share",), ".1%"),
+    ("failed", ("failed",), "d"),
+)
 #: Rows that `ratios` has a number for.
 RATIO_ROWS = {
     "task completion, mean (s)": "task_completion_mean",
@@ -172,23 +202,45 @@ def table(runs: Sequence[Json], title: str) -> Table:
     out = Table(title=title, title_justify="left")
     out.add_column("")
     for run in runs:
-        out.add_column(
-            "stock vLLM" if run["scheduler"] == "stock" else run["scheduler"], justify="right"
-        )
+        out.add_column(label(run["scheduler"]), justify="right")
     gain = ratios(runs)
     if gain:
         out.add_column("better by", justify="right", style="bold")
-    for label, keys, form in ROWS:
-        cells = []
-        for run in runs:
-            value: Any = run
-            for key in keys:
-                value = value[key]
-            cells.append(format(value, form))
+    for name, keys, form in ROWS:
+        cells = [cell(run, keys, form) for run in runs]
         if gain:
-            cells.append(f"{gain[RATIO_ROWS[label]]:.2f}x" if label in RATIO_ROWS else "")
-        out.add_row(label, *cells)
+            cells.append(f"{gain[RATIO_ROWS[name]]:.2f}x" if name in RATIO_ROWS else "")
+        out.add_row(name, *cells)
     return out
+
+
+def table_of_arrangements(runs: Sequence[Json], title: str) -> Table:
+    """The same for several replicas: an arrangement a row, times without a name are means.
+
+    same replica: calls that went where their session's last one was. busiest: share of all calls.
+    """
+    out = Table(title=title, title_justify="left")
+    out.add_column("", no_wrap=True)
+    for name, _, _ in REPLICA_COLUMNS:
+        out.add_column(name, justify="right", min_width=7)
+    out.add_column(f"{REFERENCE} better by", justify="right", style="bold", min_width=9)
+    gain = ratios(runs)
+    for run in runs:
+        arm = run["scheduler"]
+        better = f"{gain[arm]['task_completion_mean']:.2f}x" if arm in gain else ""
+        out.add_row(arm, *(cell(run, keys, form) for _, keys, form in REPLICA_COLUMNS), better)
+    return out
+
+
+def label(arm: str) -> str:
+    return "stock vLLM" if arm == "stock" else arm
+
+
+def cell(run: Json, keys: Sequence[str], form: str) -> str:
+    value: Any = run
+    for key in keys:
+        value = value[key]
+    return "unknown" if value is None else format(value, form)
 
 
 def picture(path: Path, arms: Sequence[ArmResult], title: str) -> None:
@@ -198,12 +250,13 @@ def picture(path: Path, arms: Sequence[ArmResult], title: str) -> None:
     matplotlib.use("Agg")
     from matplotlib import pyplot as plt
 
-    colours = {"stock": "#b0413e", "saga": "#2a6f97"}
+    colours = {"stock": "#b0413e", "saga": "#2a6f97", REFERENCE: "#2a6f97"}
+    others = iter(plt.get_cmap("Dark2").colors)
     figure, (left, right) = plt.subplots(1, 2, figsize=(12, 4.8), constrained_layout=True)
     figure.suptitle(title, fontsize=12)
     for arm in arms:
-        colour = colours.get(arm.scheduler, "#555555")
-        name = "stock vLLM" if arm.scheduler == "stock" else arm.scheduler
+        colour = colours.get(arm.scheduler) or next(others, "#555555")
+        name = label(arm.scheduler)
         times = sorted(session.completion_s for session in arm.sessions if session.error is None)
         if not times:
             continue

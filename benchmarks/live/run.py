@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import sys
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -21,15 +20,22 @@ from rich.progress import (
     TimeElapsedColumn,
 )
 
-from benchmarks.live import replay, scale
+from benchmarks.live import arrivals, replay, routers, scale, words
+from benchmarks.live.arrangement import Arrangement
+from benchmarks.live.fleet import Fleet
+from benchmarks.live.process import free_port
 from benchmarks.live.report import ArmResult, Json
-from benchmarks.live.server import Server, ServerOptions, counter_deltas, scrape, worker_cores
+from benchmarks.live.server import Server, ServerOptions, counter_deltas, worker_cores
 from vllm_saga.simulator.trace import Session
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What the command line decides. `gap_scale` None = measure it; times in seconds."""
+    """What the command line decides. `gap_scale` None = measure it; times in seconds.
+
+    `schedulers`: the arms, with their routers where `replicas` is more than one. Overcommit is that
+    of all replicas together; `skew` of the work hashes onto the first.
+    """
 
     schedulers: tuple[str, ...]
     sessions: int
@@ -45,11 +51,13 @@ class Settings:
     block_size: int = 32
     calibration_calls: int = 40
     rounds: int = 1
+    replicas: int = 1
+    skew: float = 0.0
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """The scaled load, the same for every arm."""
+    """The scaled load, the same for every arm. `pool` is that of each replica."""
 
     sessions: list[scale.ScaledSession]
     calibration: list[scale.ScaledSession]
@@ -75,7 +83,13 @@ def make_plan(trace: Sequence[Session], settings: Settings) -> Plan:
         for name, session in pairs[settings.sessions :]
     ]
     largest = max(session.max_context_tokens for session in [*scaled, *probe])
-    pool = scale.pool(scaled, settings.lanes, settings.overcommit, settings.block_size, largest)
+    pool = scale.pool(
+        scaled,
+        settings.lanes / settings.replicas,
+        settings.overcommit,
+        settings.block_size,
+        largest,
+    )
     # vLLM refuses a model length that the pool cannot hold.
     return Plan(scaled, probe, factor, pool, max_model_len=min(pool.tokens, largest + 256))
 
@@ -86,52 +100,99 @@ def shorten(session: scale.ScaledSession, calls: int) -> scale.ScaledSession:
 
 
 class Bench:
-    """Runs the arms of one plan and keeps the user informed."""
+    """Runs the arms of one plan and keeps the user informed.
+
+    `skipped`: arms whose router, another's, could not be had, and why.
+    """
 
     def __init__(self, settings: Settings, plan: Plan, output: Path, console: Console) -> None:
         self.settings, self.plan, self.output, self.console = settings, plan, output, console
         self.gap_scale = settings.gap_scale
         self.calibration: Json = {}
+        self.skipped: dict[str, str] = {}
+        self._model = settings.model
+        # Every arm has the same ports: names and hashes of replicas are made of them.
+        self._ports = [free_port() for _ in range(settings.replicas)]
+        self.names = [f"127.0.0.1:{port}" for port in self._ports]
+        self.sessions = plan.sessions
+        if settings.skew:
+            self.sessions = arrivals.skewed(plan.sessions, self.names, settings.skew)
 
     async def run(self) -> list[ArmResult]:
         """All arms, as often as there are rounds; every second round in reverse order, so that a
         machine that grows slower or faster favours none.
         """
+        if self.settings.replicas > 1:
+            self._model = words.make_model(self.settings.model, self.output / "model")
         arms = self.settings.schedulers
         order = [
             (name, number)
             for number in range(self.settings.rounds)
             for name in (arms[::-1] if number % 2 else arms)
         ]
+        width = max(20, *(len(name) + 13 for name in arms))
         columns = (
-            SpinnerColumn(), TextColumn("{task.description:<20}"), BarColumn(24),
+            SpinnerColumn(), TextColumn(f"{{task.description:<{width}}}"), BarColumn(24),
             MofNCompleteColumn(), TextColumn("tasks"), TimeElapsedColumn(),
             TextColumn("{task.fields[note]}"),
         )  # fmt: skip
+        await self._install_routers()
+        results = []
         with Progress(*columns, console=self.console) as progress:
-            return [await self._arm(name, number, progress) for name, number in order]
+            for name, number in order:
+                if name in self.skipped:
+                    continue
+                bar = progress.add_task(f"{name}: starting", total=len(self.sessions), note="")
+                try:
+                    results.append(await self._arm(name, number, progress, bar))
+                except routers.RouterUnavailable as error:
+                    self.skipped[name] = str(error)
+                    progress.update(bar, description=f"{name}: skipped")
+        return results
 
-    async def _arm(self, scheduler: str, round_number: int, progress: Progress) -> ArmResult:
-        """One arm on a fresh server: warm-up, calibration if still needed, measurement."""
-        options = ServerOptions(
-            self.settings.model, self.plan.pool.blocks, self.settings.block_size,
+    async def _install_routers(self) -> None:
+        """Before anything runs, as it would slow down what is measured."""
+        for name in self.settings.schedulers:
+            peer = routers.find_peer(Arrangement.parse(name).router or "")
+            try:
+                if peer is not None:
+                    await routers.install(peer)
+            except routers.RouterUnavailable as error:
+                self.skipped[name] = str(error)
+
+    async def _arm(
+        self, name: str, round_number: int, progress: Progress, bar: TaskID
+    ) -> ArmResult:
+        """One arm on fresh servers: warm-up, calibration if still needed, measurement."""
+        suffix = f"-{round_number + 1}" if round_number else ""
+        fleet = Fleet(
+            Arrangement.parse(name), self._options(), self._ports,
+            self.output / f"server-{name}{suffix}.log",
+        )  # fmt: skip
+        async with fleet, replay.client() as http:
+            progress.update(bar, description=f"{name}: warming up")
+            for server in fleet.servers:
+                await self._warm_up(http, server)
+            if self.gap_scale is None:
+                progress.update(bar, description=f"{name}: calibrating")
+                await self._calibrate(http, fleet)
+            progress.reset(bar, description=f"{name}: measuring")
+            result = await self._measure(http, fleet, progress, bar)
+            fleet.check_alive()
+        progress.update(bar, description=f"{name}: done")
+        return result
+
+    def _options(self) -> ServerOptions:
+        return ServerOptions(
+            self._model, self.plan.pool.blocks, self.settings.block_size,
             self.plan.max_model_len, max_num_seqs=max(64, 2 * self.settings.lanes),
         )  # fmt: skip
-        bar = progress.add_task(f"{scheduler}: starting", total=len(self.plan.sessions), note="")
-        suffix = f"-{round_number + 1}" if round_number else ""
-        log = self.output / f"server-{scheduler}{suffix}.log"
-        executable = Path(sys.executable).with_name("vllm")
-        async with Server(options, scheduler, log, executable) as server, replay.client() as http:
-            progress.update(bar, description=f"{scheduler}: warming up")
-            await self._warm_up(http, server)
-            if self.gap_scale is None:
-                progress.update(bar, description=f"{scheduler}: calibrating")
-                await self._calibrate(http, server)
-            progress.reset(bar, description=f"{scheduler}: measuring")
-            result = await self._measure(http, server, progress, bar)
-            server.check_alive()
-        progress.update(bar, description=f"{scheduler}: done")
-        return result
+
+    def _target(self, url: str, namespace: str, send_session_ids: bool = False) -> replay.Target:
+        return replay.Target(
+            url, self.settings.vocabulary, namespace, send_session_ids,
+            as_words=self.settings.replicas > 1,
+        )  # fmt: skip
 
     async def _warm_up(self, http: aiohttp.ClientSession, server: Server) -> None:
         """Touch every code path once, with single calls that belong to no session."""
@@ -144,11 +205,8 @@ class Bench:
             scale.ScaledSession(f"warm-up-{k}", (call,), None, 0, 1.0, 1.0)
             for k, call in enumerate(calls)
         ]
-        target = replay.Target(
-            server.url, self.settings.vocabulary, "warm-up", send_session_ids=False
-        )
         records = await replay.replay(
-            http, target, sessions, 4, replay.Hooks(gap_scale=lambda: 0.0)
+            http, self._target(server.url, "warm-up"), sessions, 4, replay.Hooks(lambda: 0.0)
         )
         for record in records:
             if record.error:
@@ -156,10 +214,11 @@ class Bench:
                     f"warm-up failed on {server.scheduler}: {record.error}; log {server.log}"
                 )
 
-    async def _calibrate(self, http: aiohttp.ClientSession, server: Server) -> None:
+    async def _calibrate(self, http: aiohttp.ClientSession, fleet: Fleet) -> None:
         """Measure g with a quarter of the lanes, so that nothing is evicted up to overcommit 4.
 
-        Gaps during the calibration already use the estimate made so far.
+        The sessions are dealt out to the servers, past the router: no choice of its counts. Gaps
+        during the calibration already use the estimate made so far.
         """
         seen = [0.01, 1.0]
 
@@ -169,12 +228,13 @@ class Bench:
                 seen[1] += record.model_s
 
         hooks = replay.Hooks(gap_scale=lambda: seen[0] / seen[1], on_call=on_call)
-        target = replay.Target(
-            server.url, self.settings.vocabulary, "calibration", send_session_ids=False
+        count = len(fleet.servers)
+        parts = [self.plan.calibration[k::count] for k in range(count)]
+        replays = (
+            replay.replay(http, self._target(server.url, "calibration"), part, len(part), hooks)
+            for server, part in zip(fleet.servers, parts, strict=True)
         )
-        records = await replay.replay(
-            http, target, self.plan.calibration, len(self.plan.calibration), hooks
-        )
+        records = [record for part in await asyncio.gather(*replays) for record in part]
         calls = [call for record in records for call in record.calls if call.index]
         if not calls:
             raise RuntimeError(f"calibration made no call: {[record.error for record in records]}")
@@ -182,7 +242,7 @@ class Bench:
         self.gap_scale = measured / recorded
         self.calibration = {
             "calls": len(calls), "measured_model_s_per_call": measured / len(calls),
-            "recorded_model_s_per_call": recorded / len(calls), "scheduler": server.scheduler,
+            "recorded_model_s_per_call": recorded / len(calls), "scheduler": fleet.name,
             "prefix_hit_rate": sum(c.cached_tokens for c in calls)
             / sum(c.prompt_tokens for c in calls),
         }  # fmt: skip
@@ -192,9 +252,39 @@ class Bench:
         )
 
     async def _measure(
-        self, http: aiohttp.ClientSession, server: Server, progress: Progress, bar: TaskID
+        self, http: aiohttp.ClientSession, fleet: Fleet, progress: Progress, bar: TaskID
     ) -> ArmResult:
         """Replay all sessions on the lanes and take the counters before and after."""
+        gap_scale = self.gap_scale or 0.0
+        hooks = self._shown(gap_scale, fleet.name, progress, bar)
+        target = self._target(fleet.url, "measured", self.settings.send_session_ids)
+        before = await fleet.metrics(http)
+        client_cpu, server_cpu, started = time.process_time(), fleet.cpu_s(), time.perf_counter()
+        router_cpu = fleet.router_cpu_s()
+        watch = asyncio.create_task(self._watch(fleet))
+        run = asyncio.create_task(
+            replay.replay(http, target, self.sessions, self.settings.lanes, hooks)
+        )
+        try:
+            await asyncio.wait({run, watch}, return_when=asyncio.FIRST_COMPLETED)
+            if watch.done():
+                watch.result()
+            records = await run
+        finally:
+            # Told to stop, or a server has died: no call may outlive the servers.
+            run.cancel()
+            watch.cancel()
+            await asyncio.gather(run, watch, return_exceptions=True)
+        ended = time.perf_counter()
+        return ArmResult(
+            fleet.name, records, started, ended,
+            counter_deltas(before, await fleet.metrics(http)), self.settings.block_size,
+            time.process_time() - client_cpu, fleet.cpu_s() - server_cpu,
+            fleet.router_cpu_s() - router_cpu, len(fleet.servers),
+        )  # fmt: skip
+
+    def _shown(self, gap_scale: float, name: str, progress: Progress, bar: TaskID) -> replay.Hooks:
+        """Hooks that show how far the replay has come."""
         cached, prompt, calls = 0, 0, 0
 
         def on_call(record: replay.CallRecord) -> None:
@@ -210,41 +300,17 @@ class Bench:
             progress.advance(bar)
             if record.error:
                 self.console.print(
-                    f"[red]{server.scheduler}: session {record.session_id} failed: {record.error}"
+                    f"[red]{name}: session {record.session_id} failed: {record.error}"
                 )
 
-        gap_scale = self.gap_scale or 0.0
-        hooks = replay.Hooks(lambda: gap_scale, on_call, on_session)
-        target = replay.Target(
-            server.url, self.settings.vocabulary, "measured", self.settings.send_session_ids
-        )
-        before = await scrape(http, server.url)
-        client_cpu, server_cpu, started = time.process_time(), server.cpu_s(), time.perf_counter()
-        watch = asyncio.create_task(self._watch(server))
-        try:
-            run = asyncio.create_task(
-                replay.replay(http, target, self.plan.sessions, self.settings.lanes, hooks)
-            )
-            await asyncio.wait({run, watch}, return_when=asyncio.FIRST_COMPLETED)
-            if watch.done():
-                run.cancel()
-                watch.result()
-            records = await run
-        finally:
-            watch.cancel()
-        ended = time.perf_counter()
-        return ArmResult(
-            server.scheduler, records, started, ended, counter_deltas(before, await scrape(http,
-            server.url)), self.settings.block_size, time.process_time() - client_cpu, server.cpu_s()
-            - server_cpu,
-        )  # fmt: skip
+        return replay.Hooks(lambda: gap_scale, on_call, on_session)
 
     @staticmethod
-    async def _watch(server: Server) -> None:
-        """Fail early if the server dies instead of waiting for every request to time out."""
+    async def _watch(fleet: Fleet) -> None:
+        """Fail early if a server dies instead of waiting for every request to time out."""
         while True:
             await asyncio.sleep(1.0)
-            server.check_alive()
+            fleet.check_alive()
 
     def config(self, source: str) -> Json:
         """What is needed to run the same benchmark again."""
@@ -262,5 +328,24 @@ class Bench:
             "kv_pool_tokens": plan.pool.tokens,
             "overcommit_real": plan.pool.overcommit,
             "max_model_len": plan.max_model_len,
-            "worker_cores": list(worker_cores()),
+            "worker_cores": [
+                core
+                for k in range(self.settings.replicas)
+                for core in worker_cores(k, self.settings.replicas)
+            ],
+            "arrivals": self._arrivals(),
+            "skipped": self.skipped,
+        }
+
+    def _arrivals(self) -> Json:
+        """Share of the sessions, and of their work, that hash onto each replica."""
+        if not self.settings.skew:
+            return {}
+        homes = [arrivals.home(session.session_id, self.names) for session in self.sessions]
+        work = dict.fromkeys(self.names, 0.0)
+        for name, session in zip(homes, self.sessions, strict=True):
+            work[name] += arrivals.work(session)
+        return {
+            "sessions_by_hash": [homes.count(name) / len(homes) for name in self.names],
+            "work_by_hash": [work[name] / sum(work.values()) for name in self.names],
         }

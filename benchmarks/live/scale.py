@@ -151,7 +151,7 @@ class Pool:
 
 def pool(
     sessions: Sequence[ScaledSession],
-    lanes: int,
+    lanes: float,
     overcommit: float,
     block_size: int,
     largest_tokens: int = 0,

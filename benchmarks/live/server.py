@@ -8,25 +8,18 @@ import os
 import re
 import shutil
 import signal
-import socket
-import subprocess
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import TracebackType
 
 import aiohttp
-import psutil
+
+from benchmarks.live.process import Process, ServerError, free_port
 
 #: `vllm serve` on a loaded two-core machine needs 20-30 s; allow plenty.
 START_TIMEOUT_S = 240.0
-STOP_TIMEOUT_S = 15.0
-
-
-class ServerError(RuntimeError):
-    """The server did not start, or died."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,10 +65,17 @@ class ServerOptions:
         return command if scheduler == "stock" else [*command, "--scheduler-cls", scheduler]
 
 
-def worker_cores() -> Sequence[int]:
-    """Cores for the model's threads: all but one, for HTTP and the client; at most four."""
+def worker_cores(replica: int = 0, replicas: int = 1) -> Sequence[int]:
+    """Cores for the model's threads of one replica: as many for each, at most four.
+
+    One core is left to HTTP and the client, if there are more than replicas.
+    """
     cores = sorted(os.sched_getaffinity(0))
-    return cores[1:5] or cores
+    usable = cores[1:] if len(cores) > replicas else cores
+    each = min(4, len(usable) // replicas)
+    if not each:
+        return [usable[replica % len(usable)]]
+    return usable[replica * each : (replica + 1) * each]
 
 
 def environment(cores: Sequence[int], sockets: str) -> dict[str, str]:
@@ -93,85 +93,54 @@ def environment(cores: Sequence[int], sockets: str) -> dict[str, str]:
     }
 
 
-class Server:
-    """A `vllm serve` process: `async with` starts it, waits for it and always stops it."""
+class Server(Process):
+    """A `vllm serve` process: `async with` starts it, waits for it and always stops it.
 
-    def __init__(self, options: ServerOptions, scheduler: str, log: Path, executable: Path) -> None:
+    `port`: where it listens; None = where there is room.
+    """
+
+    def __init__(
+        self,
+        options: ServerOptions,
+        scheduler: str,
+        log: Path,
+        executable: Path,
+        port: int | None = None,
+    ) -> None:
         self.scheduler = scheduler
-        self.log = log
-        self.port = free_port()
+        self.port = port or free_port()
         self._env = options.env
-        self.command = options.command(executable, scheduler, self.port)
-        self._process: subprocess.Popen[bytes] | None = None
-        self._sockets = tempfile.mkdtemp(prefix="saga-")
+        self._sockets: str | None = None
+        command = options.command(executable, scheduler, self.port)
+        super().__init__(f"vllm serve ({scheduler})", command, log)
 
     @property
     def url(self) -> str:
         return f"http://127.0.0.1:{self.port}"
 
     async def __aenter__(self) -> Server:
-        self.log.parent.mkdir(parents=True, exist_ok=True)
-        with self.log.open("wb") as out:
-            self._process = subprocess.Popen(
-                self.command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
-                env=environment(worker_cores(), self._sockets) | dict(self._env),
-                start_new_session=True,
-            )  # fmt: skip
+        self.launch()
         try:
-            await self._wait_until_ready()
+            await self.wait_until_ready()
         except BaseException:
             self.stop()
             raise
         return self
 
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        value: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    async def __aexit__(self, *error: object) -> None:
         self.stop()
 
-    def cpu_s(self) -> float:
-        """CPU seconds used so far by the server and all its children."""
-        if self._process is None:
-            return 0.0
-        total = 0.0
-        with contextlib.suppress(psutil.Error):
-            root = psutil.Process(self._process.pid)
-            for process in [root, *root.children(recursive=True)]:
-                with contextlib.suppress(psutil.Error):
-                    times = process.cpu_times()
-                    total += times.user + times.system
-        return total
+    def launch(self) -> None:
+        """Start it, and do not wait."""
+        self._sockets = tempfile.mkdtemp(prefix="saga-")
+        self.start(environment(worker_cores(), self._sockets) | dict(self._env))
 
-    def check_alive(self) -> None:
-        """Raise `ServerError` with the cause, as far as the log tells, if the server is gone."""
-        if self._process is None or self._process.poll() is None:
-            return
-        lines = self.log.read_text(errors="replace").splitlines()
-        errors = (line for line in lines if "Error: " in line and "WARNING" not in line)
-        cause = next(errors, "\n".join(lines[-5:]))
-        raise ServerError(
-            f"vllm serve ({self.scheduler}) exited with {self._process.returncode}: {cause}\n"
-            f"its log: {self.log}"
-        )
+    def stop(self, first: signal.Signals = signal.SIGTERM) -> None:
+        super().stop(first)
+        if self._sockets is not None:
+            shutil.rmtree(self._sockets, ignore_errors=True)
 
-    def stop(self) -> None:
-        """Stop the server's process group: ask first, kill what is left after `STOP_TIMEOUT_S`."""
-        process, self._process = self._process, None
-        if process is None:
-            return
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGTERM)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            process.wait(STOP_TIMEOUT_S)
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(process.pid, signal.SIGKILL)
-        process.wait()
-        shutil.rmtree(self._sockets, ignore_errors=True)
-
-    async def _wait_until_ready(self) -> None:
+    async def wait_until_ready(self) -> None:
         """Poll /health until it answers."""
         deadline = time.monotonic() + START_TIMEOUT_S
         async with aiohttp.ClientSession() as http:
@@ -182,17 +151,7 @@ class Server:
                         if answer.status == 200:
                             return
                 await asyncio.sleep(0.25)
-        raise ServerError(
-            f"vllm serve ({self.scheduler}) did not answer within {START_TIMEOUT_S:.0f} s; "
-            f"log {self.log}"
-        )
-
-
-def free_port() -> int:
-    """A TCP port that is free on the loopback interface now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+        raise ServerError(f"{self.name} did not answer within {START_TIMEOUT_S:.0f} s; {self.log}")
 
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)

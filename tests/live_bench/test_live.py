@@ -31,3 +31,26 @@ def test_quick_run_of_the_stock_arm(tmp_path: Path) -> None:
     assert run["engine_prefix_hits"] > 0
     assert (tmp_path / "report.png").stat().st_size > 10_000
     assert "task completion" in done.stdout
+
+
+@pytest.mark.live
+@pytest.mark.timeout(300)
+@pytest.mark.skipif(not MODEL.exists(), reason="scripts/setup makes the model")
+def test_quick_run_of_two_replicas_behind_our_router(tmp_path: Path) -> None:
+    command = [
+        sys.executable, "-m", "benchmarks.live", "--model", str(MODEL), "--quick",
+        "--replicas", "2", "--arrangements", "saga+saga", "--sessions", "6", "--lanes", "4",
+        "--output", str(tmp_path),
+    ]  # fmt: skip
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    report = json.loads((tmp_path / "report.json").read_text())
+    [run] = report["runs"]
+    assert run["scheduler"] == "saga+saga" and run["failed"] == 0
+    assert run["calls"] == sum(run["replica_calls"].values()) == sum(run["decisions"].values())
+    assert set(run["replica_calls"]) == {"replica-1", "replica-2"}
+    assert run["colocation"] > 0.9
+    assert run["prefix_hit_rate"] > 0.5
+    assert 0.5 <= report["config"]["arrivals"]["work_by_hash"][0] < 1
+    assert (tmp_path / "report.png").stat().st_size > 10_000
+    assert "saga+saga" in done.stdout

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from aiohttp import web
 
-from benchmarks.live import replay
+from benchmarks.live import replay, words
 from benchmarks.live.scale import ScaledCall, ScaledSession
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
@@ -16,12 +16,16 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 @dataclass
 class FakeServer:
-    """Answers completions with the id 9; refuses sessions named in `refuse`."""
+    """Answers completions with the id 9; refuses sessions named in `refuse`.
+
+    Prompts of words are answered with words, or with `garbage`.
+    """
 
     refuse: set[str] = field(default_factory=set)
     short: bool = False
+    garbage: str = ""
     url: str = ""
-    seen: list[tuple[str | None, list[int]]] = field(default_factory=list)
+    seen: list[tuple[str | None, list[int] | str]] = field(default_factory=list)
     alive: set[str | None] = field(default_factory=set)
     most_alive: int = 0
 
@@ -35,12 +39,24 @@ class FakeServer:
         self.most_alive = max(self.most_alive, len(self.alive))
         await asyncio.sleep(0.01)
         self.alive.discard(session)
-        answer = web.StreamResponse(headers={"Content-Type": "text/event-stream"})
+        headers = {"Content-Type": "text/event-stream", "x-saga-decision": "new"}
+        answer = web.StreamResponse(headers=headers)
         await answer.prepare(request)
         count = body["max_tokens"] - self.short
-        chunks = [{"choices": [{"token_ids": [9] * count, "text": ""}]}]
-        usage = {"prompt_tokens": len(body["prompt"]), "completion_tokens": count}
-        chunks.append({"choices": [], "usage": usage | {"prompt_tokens_details": None}})
+        choice = {"token_ids": [9] * count, "text": ""}
+        length = len(body["prompt"])
+        if isinstance(body["prompt"], str):
+            choice = {"text": self.garbage or words.write([9] * count)}
+            length //= words.WIDTH
+        chunks = [{"choices": [choice]}]
+        usage = {"prompt_tokens": length, "completion_tokens": count}
+        chunks.append(
+            {
+                "choices": [],
+                "usage": usage | {"prompt_tokens_details": None},
+                "system_fingerprint": "replica-7",
+            }
+        )
         for chunk in chunks:
             await answer.write(b"data: " + json.dumps(chunk).encode() + b"\n\n")
         await answer.write(b"data: [DONE]\n\n")
@@ -70,9 +86,15 @@ def session(name: str, calls: int = 3) -> ScaledSession:
     return ScaledSession(name, tuple(made), None, 0, 1.0, 1.0)
 
 
-async def run(fake: FakeServer, sessions: list[ScaledSession], lanes: int, ids: bool = True):
+async def run(
+    fake: FakeServer,
+    sessions: list[ScaledSession],
+    lanes: int,
+    ids: bool = True,
+    as_words: bool = False,
+):
     async with serving(fake), replay.client() as http:
-        target = replay.Target(fake.url, 512, "test", send_session_ids=ids)
+        target = replay.Target(fake.url, 512, "test", send_session_ids=ids, as_words=as_words)
         return await replay.replay(http, target, sessions, lanes, replay.Hooks(lambda: 1.0))
 
 
@@ -86,6 +108,25 @@ async def test_prompts_grow_by_what_the_server_generated() -> None:
     assert {name for name, _ in fake.seen} == {"a"}
     # The last generated token has no KV yet, so it is not counted as reusable.
     assert [call.reusable_tokens for call in record.calls] == [0, 23, 32]
+
+
+async def test_prompts_of_words_are_those_of_ids() -> None:
+    by_id, by_word = FakeServer(), FakeServer()
+    await run(by_id, [session("a")], lanes=1)
+    [record] = await run(by_word, [session("a")], lanes=1, as_words=True)
+    assert record.error is None
+    prompts = [prompt for _, prompt in by_word.seen]
+    assert [words.read(prompt) for prompt in prompts] == [prompt for _, prompt in by_id.seen]
+
+
+async def test_an_answer_that_is_not_made_of_words_is_a_failure() -> None:
+    [record] = await run(FakeServer(garbage="??"), [session("a")], lanes=1, as_words=True)
+    assert record.error is not None and "no word" in record.error
+
+
+async def test_who_answered_and_why_is_kept() -> None:
+    [record] = await run(FakeServer(), [session("a")], lanes=1)
+    assert {(call.replica, call.decision) for call in record.calls} == {("replica-7", "new")}
 
 
 async def test_lanes_bound_the_number_of_live_sessions() -> None:

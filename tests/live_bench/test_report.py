@@ -66,6 +66,34 @@ def test_ratios_above_one_mean_saga_is_better() -> None:
     assert report.ratios([stock]) == {}
 
 
+def test_arrangements_are_compared_with_saga_behind_saga() -> None:
+    slow = {"saga+saga": 1.0, "saga+session": 2.0, "stock+vllm-router-cache_aware": 4.0}
+    runs = [report.summarise(arm(name, seconds)) for name, seconds in slow.items()]
+    gain = report.ratios(runs)
+    assert {name: found["task_completion_mean"] for name, found in gain.items()} == {
+        "saga+session": 2.0,
+        "stock+vllm-router-cache_aware": 4.0,
+    }
+    assert report.ratios(runs[1:]) == {}
+
+
+def test_table_and_picture_of_arrangements(tmp_path: Path) -> None:
+    arms = [
+        replace(arm(name, slow), replicas=2, router_cpu_s=1.5)
+        for name, slow in (("saga+saga", 1.0), ("saga+round_robin", 2.5))
+    ]
+    runs = [report.summarise(one) for one in arms]
+    assert runs[0]["router_cpu_s_per_call"] == pytest.approx(0.5)
+    console = Console(record=True, width=120, file=(tmp_path / "out").open("w"))
+    console.print(report.table_of_arrangements(runs, "title"))
+    lines = console.export_text().splitlines()
+    [best] = [line for line in lines if line.startswith("│ saga+saga ")]
+    [other] = [line for line in lines if line.startswith("│ saga+round_robin ")]
+    assert "2.50x" in other and "unknown" in other and "x" not in best.replace("unknown", "")
+    report.picture(tmp_path / "report.png", arms, "title")
+    assert (tmp_path / "report.png").read_bytes().startswith(b"\x89PNG")
+
+
 def test_json_holds_the_agreed_fields_and_no_nan(tmp_path: Path) -> None:
     empty = report.ArmResult("saga", [], 0.0, 0.0, {}, 32, 0.0, 0.0)
     runs = [report.summarise(arm("stock", 1.0)), report.summarise(empty)]

@@ -1,0 +1,139 @@
+"""The routers that can stand before the replicas: ours, and others' from PyPI.
+
+Others' are installed when they are first wanted, each in a virtual environment of its own, without
+the inference engines that they name as dependencies.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import sys
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import aiohttp
+
+from benchmarks.live.process import Process, ServerError, free_port
+
+START_TIMEOUT_S = 60.0
+INSTALLED = Path(__file__).parents[2] / ".cache" / "routers"
+
+
+class RouterUnavailable(ServerError):
+    """Another's router cannot be installed, or does not serve."""
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Another's router: its release on PyPI, and how it is called."""
+
+    package: str
+    version: str
+    subcommand: tuple[str, ...] = ()
+
+
+PEERS = {
+    peer.package: peer
+    for peer in (Peer("vllm-router", "0.1.17"), Peer("sglang-router", "0.3.2", ("launch",)))
+}
+#: What their Python side imports.
+_NEEDS = ("aiohttp", "fastapi", "orjson", "requests", "setproctitle", "uvicorn")
+
+
+def find_peer(router: str) -> Peer | None:
+    """Whose router `PACKAGE-POLICY` is; None if it is ours."""
+    return next((p for name, p in PEERS.items() if router.startswith(f"{name}-")), None)
+
+
+async def install(peer: Peer) -> Path:
+    """Its executable, installed if it is not there yet.
+
+    Raises:
+        RouterUnavailable: pip did not manage.
+    """
+    venv = INSTALLED / f"{peer.package}-{peer.version}"
+    executable = venv / "bin" / peer.package
+    complete = venv / "complete"
+    if not complete.exists():
+        into = ("--python", str(venv / "bin" / "python"), "install", "--quiet")
+        pip = (sys.executable, "-m", "pip", *into)
+        await _run(sys.executable, "-m", "venv", "--clear", "--without-pip", str(venv))
+        await _run(*pip, "--no-deps", f"{peer.package}=={peer.version}")
+        await _run(*pip, *_NEEDS)
+        complete.touch()
+    return executable
+
+
+async def _run(*command: str) -> None:
+    process = await asyncio.create_subprocess_exec(
+        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
+    )
+    output, _ = await process.communicate()
+    if process.returncode:
+        lines = output.decode(errors="replace").strip().splitlines() or ["no output"]
+        raise RouterUnavailable(f"{' '.join(command[1:])}: {lines[-1]}")
+
+
+async def command(router: str, backends: Sequence[str], port: int) -> list[str]:
+    """The command line that starts `router` on `port`, before the servers at `backends`.
+
+    Raises:
+        RouterUnavailable: it cannot be installed.
+    """
+    peer = find_peer(router)
+    place = ["--host", "127.0.0.1", "--port", str(port)]
+    if peer is None:
+        executable = Path(sys.executable).with_name("vllm-saga")
+        listed = ["--backends", ",".join(backends)]
+        return [str(executable), "router", "--policy", router, *place, *listed]
+    policy = router.removeprefix(f"{peer.package}-")
+    listed = ["--worker-urls", *backends, "--prometheus-port", str(free_port())]
+    return [str(await install(peer)), *peer.subcommand, "--policy", policy, *place, *listed]
+
+
+class Router(Process):
+    """A running router: `async with` starts it, waits until calls get through, and stops it."""
+
+    def __init__(self, router: str, command: Sequence[str], port: int, log: Path) -> None:
+        super().__init__(router, command, log)
+        self.port = port
+        self._is_peer = find_peer(router) is not None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Router:
+        self.start(os.environ)
+        try:
+            await self._wait_until_it_serves()
+        except ServerError as error:
+            self.stop()
+            raise (RouterUnavailable(str(error)) if self._is_peer else error) from None
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.stop()
+
+    async def _wait_until_it_serves(self) -> None:
+        """Send a small call until one is answered: some say they are healthy before they serve."""
+        body = {"model": "model", "prompt": "hi", "max_tokens": 1}
+        deadline = time.monotonic() + START_TIMEOUT_S
+        last = "no connection"
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http:
+            while time.monotonic() < deadline:
+                self.check_alive()
+                with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+                    async with http.post(f"{self.url}/v1/completions", json=body) as answer:
+                        if answer.status == 200:
+                            return
+                        last = f"HTTP {answer.status}: {(await answer.text())[:200]}"
+                await asyncio.sleep(0.25)
+        raise ServerError(f"{self.name} did not serve within {START_TIMEOUT_S:.0f} s: {last}")
