@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
-
+from vllm_saga.policy.agenda import Agenda
 from vllm_saga.policy.price import Price
 from vllm_saga.policy.residency import Residency
 from vllm_saga.policy.retention import Retention
 from vllm_saga.policy.workflow import Workflow, WorkflowTable
 
-_Due = tuple[float, int, Workflow, float]
-"""Something is due for an idle workflow: (when, order, workflow, idle since)."""
+_Absence = tuple[Workflow, float]
+"""A workflow, and since when it is idle."""
 
 # The least time for which an engine with nothing to run waits for a resident to return.
 _IDLE_ENGINE_S = 1.0
@@ -42,9 +40,8 @@ class Absences:
         self._table = table
         self._price = price
         self._give_up = give_up
-        self._order = itertools.count()
-        self._ends: list[_Due] = []
-        self._ways: list[_Due] = []
+        self._ends: Agenda[_Absence] = Agenda(self._lasts)
+        self._ways: Agenda[_Absence] = Agenda(self._lasts_as_resident)
         self._busy_at = 0.0
         self.gave_way = 0
 
@@ -75,9 +72,10 @@ class Absences:
         self._table.rest(workflow, now)
         if workflow.known:
             patience, way = self._limits_s(workflow)
-            self._push(self._ends, (now + patience, next(self._order), workflow, now))
+            absence, idle = (workflow, now), len(self._table.idle)
+            self._ends.add(now + patience, absence, idle)
             if workflow.resident and way < patience:
-                self._push(self._ways, (now + way, next(self._order), workflow, now))
+                self._ways.add(now + way, absence, idle)
             for context in workflow.contexts():
                 self._retention.on_rest(context, now)
 
@@ -93,11 +91,10 @@ class Absences:
 
     def presume_ends(self, now: float) -> None:
         """Workflows away for longer than their class's patience have most likely ended."""
-        while self._ends and self._ends[0][0] <= now:
-            _, _, workflow, since = heapq.heappop(self._ends)
-            if self._is_away(workflow, since):
-                self.end(workflow)
-                workflow.stale = True
+        while (over := self._ends.take(now)) is not None:
+            workflow = over[1][0]
+            self.end(workflow)
+            workflow.stale = True
 
     def note_busy(self, now: float) -> None:
         """The engine has something to run, or nothing is held."""
@@ -113,18 +110,16 @@ class Absences:
 
     def give_way(self, blocks: int, now: float) -> None:
         """Residents who are away too long for their KV's worth leave, if that frees `blocks`."""
-        due: list[_Due] = []
+        leaving: list[tuple[float, _Absence]] = []
         most = 0
-        while most < blocks and self._ways and self._ways[0][0] <= now:
-            entry = heapq.heappop(self._ways)
-            if entry[2].resident and self._is_away(entry[2], entry[3]):
-                due.append(entry)
-                most += self._residency.promised_blocks(entry[2])
-        for entry in due:
+        while most < blocks and (entry := self._ways.take(now)) is not None:
+            leaving.append(entry)
+            most += self._residency.promised_blocks(entry[1][0])
+        for when, absence in leaving:
             if most < blocks:
-                heapq.heappush(self._ways, entry)
+                self._ways.add(when, absence, len(self._table.idle))
             else:
-                self._leave(entry[2])
+                self._leave(absence[0])
 
     def _limits_s(self, workflow: Workflow) -> tuple[float, float]:
         """Idle seconds after which it is presumed to have ended, and after which it gives way."""
@@ -144,15 +139,13 @@ class Absences:
         self._residency.leave(workflow)
         self.gave_way += 1
 
-    def _is_away(self, workflow: Workflow, since: float) -> bool:
+    def _lasts(self, absence: _Absence) -> bool:
+        workflow, since = absence
         idle = workflow in self._table.idle
         return idle and workflow.idle_since == since and not workflow.stale
 
-    def _push(self, heap: list[_Due], entry: _Due) -> None:
-        heapq.heappush(heap, entry)
-        if len(heap) > 4 * len(self._table.idle) + 64:
-            heap[:] = [e for e in heap if self._is_away(e[2], e[3])]
-            heapq.heapify(heap)
+    def _lasts_as_resident(self, absence: _Absence) -> bool:
+        return absence[0].resident and self._lasts(absence)
 
 
 def _declared_gap_s(workflow: Workflow) -> float | None:

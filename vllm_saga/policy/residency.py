@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 import math
 from collections.abc import Hashable
 
+from vllm_saga.policy.agenda import Agenda
 from vllm_saga.policy.chain import Chain
 from vllm_saga.policy.fairness import FairShare
 from vllm_saga.policy.outlook import NONE, Growth, Outlook
@@ -112,8 +111,7 @@ class Residency:
         self.changes = 0
         self._next_total = 0
         self._outlook = Outlook()
-        self._order = itertools.count()
-        self._deadlines: list[tuple[float, int, Workflow]] = []
+        self._deadlines: Agenda[tuple[Workflow, float]] = Agenda(_is_held_until)
         self.held_workflows = 0
         self.held_calls = 0
 
@@ -206,9 +204,8 @@ class Residency:
         )  # fmt: skip
         limit_s = self._max_hold_s if new else min(self._max_step_hold_s, self._max_hold_s)
         workflow.held_until = now + limit_s
-        heapq.heappush(self._deadlines, (workflow.held_until, next(self._order), workflow))
-        if len(self._deadlines) > 4 * self.held_workflows + 64:
-            self._compact()
+        deadline = (workflow, workflow.held_until)
+        self._deadlines.add(workflow.held_until, deadline, self.held_workflows)
 
     def unhold(self, workflow: Workflow) -> list[str]:
         """End the hold of all the workflow's calls; returns them, first come first."""
@@ -243,10 +240,9 @@ class Residency:
         """
         if not self.held_workflows and self.used_blocks < _SLACK * self.capacity:
             self.tight = False
-        while self._deadlines and not self._is_due(*self._deadlines[0]):
-            heapq.heappop(self._deadlines)
-        if self._deadlines and self._deadlines[0][0] <= now:
-            return self._deadlines[0][-1]
+        overdue = self._deadlines.due(now)
+        if overdue is not None:
+            return overdue[1][0]
         first = self.first_in_line(now)
         return first if first is not None and self.fits(first) else None
 
@@ -262,14 +258,6 @@ class Residency:
             due_s = workflow.began_at + factor * calls * workflow.agent.cycle_s
         return workflow.remaining_s(), due_s
 
-    def _is_due(self, deadline: float, _order: int, workflow: Workflow) -> bool:
-        return bool(workflow.held) and workflow.held_until == deadline
-
-    def _compact(self) -> None:
-        """Drop the deadlines of holds that are over from the middle of the heap."""
-        self._deadlines = [entry for entry in self._deadlines if self._is_due(*entry)]
-        heapq.heapify(self._deadlines)
-
     def _promise(self, workflow: Workflow, next_blocks: int, growth: Growth | None) -> None:
         self._next_total += next_blocks - workflow.next_blocks
         self._outlook.replace(workflow.growth, growth)
@@ -284,3 +272,8 @@ class Residency:
         agent, calls = workflow.agent, len(workflow.calls)
         tokens = agent.output_tokens if calls else agent.growth_tokens
         return max(calls, 1) * (1 + int(tokens) // self._block_size)
+
+
+def _is_held_until(deadline: tuple[Workflow, float]) -> bool:
+    workflow, until = deadline
+    return bool(workflow.held) and workflow.held_until == until

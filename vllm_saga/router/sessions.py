@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import heapq
-import itertools
 from collections import OrderedDict
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
+from vllm_saga.policy.agenda import Agenda
 from vllm_saga.policy.graph import AgentClass
 from vllm_saga.router.fleet import Arrival, SessionKey
 from vllm_saga.router.load import Load
@@ -115,8 +114,7 @@ class SessionTable:
         self._sessions: dict[SessionKey, Session] = {}
         self._by_call: dict[str, Session] = {}
         self._idle: OrderedDict[SessionKey, Session] = OrderedDict()
-        self._ends: list[tuple[float, int, Session, float]] = []
-        self._order = itertools.count()
+        self._ends: Agenda[tuple[Session, float]] = Agenda(self._is_away)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -154,10 +152,7 @@ class SessionTable:
         session.used_at = now
         self._idle[session.key] = session
         due = now + session.agent.gaps.patience_s(_GIVE_UP)
-        heapq.heappush(self._ends, (due, next(self._order), session, now))
-        if len(self._ends) > 4 * len(self._idle) + 64:
-            self._ends = [entry for entry in self._ends if self._is_away(entry[2], entry[3])]
-            heapq.heapify(self._ends)
+        self._ends.add(due, (session, now), len(self._idle))
 
     def end(self, session: Session) -> None:
         """It is over."""
@@ -169,19 +164,19 @@ class SessionTable:
 
     def expire(self, now: float) -> None:
         """Time has passed: those long away have most likely ended, and the oldest are forgotten."""
-        while self._ends and self._ends[0][0] <= now:
-            _, _, session, since = heapq.heappop(self._ends)
-            if self._is_away(session, since):
-                session.uncount()
-                session.stale = True
-                if session.calls_done:
-                    session.agent.observe_end(session.calls_done)
+        while (over := self._ends.take(now)) is not None:
+            session = over[1][0]
+            session.uncount()
+            session.stale = True
+            if session.calls_done:
+                session.agent.observe_end(session.calls_done)
         while self._idle:
             oldest = next(iter(self._idle.values()))
             if len(self._idle) <= self._max_idle and now - oldest.used_at < self._idle_s:
                 return
             self.end(oldest)
 
-    def _is_away(self, session: Session, since: float) -> bool:
+    def _is_away(self, absence: tuple[Session, float]) -> bool:
+        session, since = absence
         here = self._idle.get(session.key) is session
         return here and session.used_at == since and not session.stale
