@@ -128,7 +128,7 @@ class Residency:
         """Blocks that would have to leave before a workflow that is not resident fits."""
         blocks = sum(self.ledger.missing(context.chain) for context in workflow.contexts())
         blocks += self._next_blocks(workflow)
-        if not workflow.calls_done and (self.tight or workflow.agent.sure >= _FORESEEN):
+        if not workflow.was_resident and (self.tight or workflow.agent.sure >= _FORESEEN):
             z = self._z if self.tight else -_FORESIGHT_Z
             weight = _UNKNOWN + (1.0 - _UNKNOWN) * workflow.agent.sure
             blocks += int(weight * self._outlook.most(self._growth(workflow, blocks), z))
@@ -196,7 +196,7 @@ class Residency:
         workflow.turn = turn
         self.tight = True
         self.held_workflows += 1
-        new = not workflow.calls_done
+        new = not workflow.was_resident
         work_s, due_s = self._deadline(workflow)
         self._share.arrive(
             workflow.tenant, workflow, now, turn,
