@@ -21,8 +21,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 
 from benchmarks.workloads import WORKLOADS, load, question
-from vllm_saga.simulator import hardware
 from vllm_saga.simulator import load as loads
+from vllm_saga.simulator import presets
 from vllm_saga.simulator.command import run_with_bars
 from vllm_saga.simulator.result import RunResult, summarise
 
@@ -85,7 +85,7 @@ def main(
     processes: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
 ) -> None:
     """Run what is missing in `output`, then write the tables and pictures anew."""
-    engine = hardware.load(machine, kv_tokens)
+    engine = presets.load(machine, kv_tokens)
     output.mkdir(parents=True, exist_ok=True)
     for name in workloads.split(","):
         path = output / f"{name}.json"

@@ -25,10 +25,11 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
-from vllm_saga.simulator import hardware, plots, result, runner
 from vllm_saga.simulator import load as loads
+from vllm_saga.simulator import plots, presets, result, runner
 from vllm_saga.simulator.builtin import tenants
 from vllm_saga.simulator.command import run_with_bars, searched
+from vllm_saga.simulator.hardware import Hardware
 from vllm_saga.simulator.policies import BASELINE
 from vllm_saga.simulator.result import RunResult
 from vllm_saga.simulator.trace import Session
@@ -71,7 +72,7 @@ def main(
     processes: Annotated[int, typer.Option(min=1)] = 1,
 ) -> None:
     """Run the mix as it is and with each burst; print tables, write JSON and a picture."""
-    engine = hardware.load(machine, kv_tokens)
+    engine = presets.load(machine, kv_tokens)
     mix = [tenant.name for tenant in tenants.TENANTS]
     for name in _names(burst):
         if name not in mix:
@@ -195,7 +196,7 @@ def draw(cases: Mapping[str, Mapping[str, Json]], path: Path) -> None:
 
 
 def _found_rate(
-    engine: hardware.Hardware, count: int, percent: float, processes: int
+    engine: Hardware, count: int, percent: float, processes: int
 ) -> tuple[float, dict[str, float]]:
     """Sessions per minute at `percent` of stock's saturation, which has to be measured."""
     asked = loads.AutoOpen(percent)
@@ -204,7 +205,7 @@ def _found_rate(
     return notes["saturation_per_min"] * percent / 100, notes
 
 
-def _job(engine: hardware.Hardware, arm: str, works: tuple[Session, ...], seed: int) -> runner.Job:
+def _job(engine: Hardware, arm: str, works: tuple[Session, ...], seed: int) -> runner.Job:
     pool = engine.kv_tokens
     if arm == ROOMY:
         arm, engine = BASELINE, msgspec.structs.replace(engine, kv_tokens=_ROOMY_TIMES * pool)

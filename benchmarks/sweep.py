@@ -21,8 +21,8 @@ from rich.console import Console
 
 from benchmarks import summary
 from benchmarks.workloads import WORKLOADS, load, question
-from vllm_saga.simulator import hardware, result
 from vllm_saga.simulator import load as loads
+from vllm_saga.simulator import presets, result
 from vllm_saga.simulator.command import run_with_bars, searched
 
 POLICIES = (
@@ -54,7 +54,7 @@ def main(
     processes: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
 ) -> None:
     """Run the points that are missing, then write the summary and the pictures anew."""
-    engine = hardware.load(machine, kv_tokens)
+    engine = presets.load(machine, kv_tokens)
     (output / "points").mkdir(parents=True, exist_ok=True)
     for name in _split(workloads):
         trace, source = load(name, traces, sessions)

@@ -13,8 +13,8 @@ import typer
 from rich.console import Console
 
 from benchmarks.live import arrangement, report
+from benchmarks.live.process import ServerError
 from benchmarks.live.run import Bench, Settings, make_plan
-from benchmarks.live.server import ServerError
 from vllm_saga.simulator import builtin, trace
 
 console = Console()

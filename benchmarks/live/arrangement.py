@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from benchmarks.live.routers import PEERS
+from benchmarks.live.routers import PEERS, find_peer
 from vllm_saga.router.placement import PLACERS
 
 #: The arm that the others are compared with.
@@ -37,8 +37,7 @@ class Arrangement:
             ValueError: there is no such router.
         """
         scheduler, plus, router = name.partition("+")
-        peer = any(router.startswith(f"{package}-") for package in PEERS)
-        if not scheduler or (plus and not peer and router not in PLACERS):
+        if not scheduler or (plus and router not in PLACERS and find_peer(router) is None):
             peers = ", ".join(f"{package}-POLICY" for package in PEERS)
             raise ValueError(
                 f"{name!r} is no arrangement: SCHEDULER+ROUTER, where ROUTER is one of "

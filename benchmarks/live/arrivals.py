@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from benchmarks.live.scale import ScaledSession
-from vllm_saga.router.replicas import Replica, rendezvous
+from vllm_saga.router.replicas import score
 
 
 def work(session: ScaledSession) -> float:
@@ -46,6 +46,14 @@ def name_for(session_id: str, replicas: Sequence[str], target: str) -> str:
 
 def home(session_id: str, replicas: Sequence[str]) -> str:
     """The replica that our router's policy `session` sends it to."""
-    chosen = rendezvous(("", session_id), [Replica(name) for name in replicas])
-    assert chosen is not None
-    return chosen.name
+    return max(replicas, key=lambda name: score(("", session_id), name))
+
+
+def shares(sessions: Sequence[ScaledSession], replicas: Sequence[str]) -> dict[str, list[float]]:
+    """Share of the sessions, and of their work, that hash onto each replica."""
+    here = [[s for s in sessions if home(s.session_id, replicas) == name] for name in replicas]
+    each = [sum(map(work, part)) for part in here]
+    return {
+        "sessions_by_hash": [len(part) / len(sessions) for part in here],
+        "work_by_hash": [done / sum(each) for done in each],
+    }

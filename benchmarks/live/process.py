@@ -1,15 +1,19 @@
-"""A process of the benchmark with its children and its log: started, watched, stopped whole."""
+"""A server of the benchmark with its children and its log: started, watched, stopped whole."""
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import os
 import signal
 import socket
 import subprocess
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
+from typing import Self
 
+import aiohttp
 import psutil
 
 STOP_TIMEOUT_S = 15.0
@@ -20,13 +24,41 @@ class ServerError(RuntimeError):
 
 
 class Process:
-    """`command` in a process group of its own; `name` is what errors call it."""
+    """`command` in a process group of its own, serving on `port`; `name` is what errors call it.
 
-    def __init__(self, name: str, command: Sequence[str], log: Path) -> None:
+    `async with` starts it, waits until it serves, and always stops it.
+    """
+
+    def __init__(self, name: str, command: Sequence[str], port: int, log: Path) -> None:
         self.name = name
         self.command = list(command)
+        self.port = port
         self.log = log
         self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self.port}"
+
+    async def __aenter__(self) -> Self:
+        self.launch()
+        try:
+            await self.wait_until_ready()
+        except BaseException:
+            self.stop()
+            raise
+        return self
+
+    async def __aexit__(self, *error: object) -> None:
+        self.stop()
+
+    def launch(self) -> None:
+        """Start it, and do not wait."""
+        raise NotImplementedError
+
+    async def wait_until_ready(self) -> None:
+        """Return when it serves. Raises `ServerError` if it does not."""
+        raise NotImplementedError
 
     def start(self, env: Mapping[str, str]) -> None:
         self.log.parent.mkdir(parents=True, exist_ok=True)
@@ -35,6 +67,28 @@ class Process:
                 self.command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 env=dict(env), start_new_session=True,
             )  # fmt: skip
+
+    async def ask_until_served(
+        self, ask: Callable[[aiohttp.ClientSession], Awaitable[str | None]], within_s: float
+    ) -> None:
+        """Ask what is wrong until nothing is.
+
+        Raises:
+            ServerError: the process is gone, or something is wrong for too long.
+        """
+        deadline = time.monotonic() + within_s
+        wrong: str | None = "no connection"
+        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http:
+            while time.monotonic() < deadline:
+                self.check_alive()
+                with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
+                    wrong = await ask(http)
+                    if wrong is None:
+                        return
+                await asyncio.sleep(0.25)
+        raise ServerError(
+            f"{self.name} did not serve within {within_s:.0f} s: {wrong}\nits log: {self.log}"
+        )
 
     def cpu_s(self) -> float:
         """CPU seconds used so far by the process and all its children."""

@@ -7,10 +7,8 @@ the inference engines that they name as dependencies.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import os
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -96,44 +94,25 @@ async def command(router: str, backends: Sequence[str], port: int) -> list[str]:
 
 
 class Router(Process):
-    """A running router: `async with` starts it, waits until calls get through, and stops it."""
+    """A running router."""
 
     def __init__(self, router: str, command: Sequence[str], port: int, log: Path) -> None:
-        super().__init__(router, command, log)
-        self.port = port
+        super().__init__(router, command, port, log)
         self._is_peer = find_peer(router) is not None
 
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    async def __aenter__(self) -> Router:
+    def launch(self) -> None:
         self.start(os.environ)
+
+    async def wait_until_ready(self) -> None:
         try:
-            await self._wait_until_it_serves()
+            await self.ask_until_served(self._send_a_call, START_TIMEOUT_S)
         except ServerError as error:
-            self.stop()
             raise (RouterUnavailable(str(error)) if self._is_peer else error) from None
-        except BaseException:
-            self.stop()
-            raise
-        return self
 
-    async def __aexit__(self, *error: object) -> None:
-        self.stop()
-
-    async def _wait_until_it_serves(self) -> None:
-        """Send a small call until one is answered: some say they are healthy before they serve."""
+    async def _send_a_call(self, http: aiohttp.ClientSession) -> str | None:
+        """What is wrong with the answer: some say they are healthy before they serve."""
         body = {"model": "model", "prompt": "hi", "max_tokens": 1}
-        deadline = time.monotonic() + START_TIMEOUT_S
-        last = "no connection"
-        async with aiohttp.ClientSession(timeout=aiohttp.ClientTimeout(total=20)) as http:
-            while time.monotonic() < deadline:
-                self.check_alive()
-                with contextlib.suppress(aiohttp.ClientError, OSError, TimeoutError):
-                    async with http.post(f"{self.url}/v1/completions", json=body) as answer:
-                        if answer.status == 200:
-                            return
-                        last = f"HTTP {answer.status}: {(await answer.text())[:200]}"
-                await asyncio.sleep(0.25)
-        raise ServerError(f"{self.name} did not serve within {START_TIMEOUT_S:.0f} s: {last}")
+        async with http.post(f"{self.url}/v1/completions", json=body) as answer:
+            if answer.status == 200:
+                return None
+            return f"HTTP {answer.status}: {(await answer.text())[:200]}"

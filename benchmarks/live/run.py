@@ -333,19 +333,6 @@ class Bench:
                 for k in range(self.settings.replicas)
                 for core in worker_cores(k, self.settings.replicas)
             ],
-            "arrivals": self._arrivals(),
+            "arrivals": arrivals.shares(self.sessions, self.names) if settings["skew"] else {},
             "skipped": self.skipped,
-        }
-
-    def _arrivals(self) -> Json:
-        """Share of the sessions, and of their work, that hash onto each replica."""
-        if not self.settings.skew:
-            return {}
-        homes = [arrivals.home(session.session_id, self.names) for session in self.sessions]
-        work = dict.fromkeys(self.names, 0.0)
-        for name, session in zip(homes, self.sessions, strict=True):
-            work[name] += arrivals.work(session)
-        return {
-            "sessions_by_hash": [homes.count(name) / len(homes) for name in self.names],
-            "work_by_hash": [work[name] / sum(work.values()) for name in self.names],
         }

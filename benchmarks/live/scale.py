@@ -2,8 +2,7 @@
 
 * tokens x `token_scale`, chosen so that the mean prompt of the sample has a given length;
 * gaps x `gap_scale` = measured model seconds per call without pressure / recorded model seconds per
-call, so
-  that the share of time spent in the model (the duty cycle) is kept;
+  call, so that the share of time spent in the model (the duty cycle) is kept;
 * the KV pool from `overcommit = lanes x time-mean context of a live session / pool`.
 
 Rounding never accumulates: every prompt is `round(recorded x token_scale)` and its new part is what

@@ -2,21 +2,18 @@
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import os
 import re
 import shutil
 import signal
 import tempfile
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
 
-from benchmarks.live.process import Process, ServerError, free_port
+from benchmarks.live.process import Process, free_port
 
 #: `vllm serve` on a loaded two-core machine needs 20-30 s; allow plenty.
 START_TIMEOUT_S = 240.0
@@ -94,10 +91,7 @@ def environment(cores: Sequence[int], sockets: str) -> dict[str, str]:
 
 
 class Server(Process):
-    """A `vllm serve` process: `async with` starts it, waits for it and always stops it.
-
-    `port`: where it listens; None = where there is room.
-    """
+    """A `vllm serve` process. `port`: where it listens; None = where there is room."""
 
     def __init__(
         self,
@@ -107,31 +101,14 @@ class Server(Process):
         executable: Path,
         port: int | None = None,
     ) -> None:
+        port = port or free_port()
+        command = options.command(executable, scheduler, port)
+        super().__init__(f"vllm serve ({scheduler})", command, port, log)
         self.scheduler = scheduler
-        self.port = port or free_port()
         self._env = options.env
         self._sockets: str | None = None
-        command = options.command(executable, scheduler, self.port)
-        super().__init__(f"vllm serve ({scheduler})", command, log)
-
-    @property
-    def url(self) -> str:
-        return f"http://127.0.0.1:{self.port}"
-
-    async def __aenter__(self) -> Server:
-        self.launch()
-        try:
-            await self.wait_until_ready()
-        except BaseException:
-            self.stop()
-            raise
-        return self
-
-    async def __aexit__(self, *error: object) -> None:
-        self.stop()
 
     def launch(self) -> None:
-        """Start it, and do not wait."""
         self._sockets = tempfile.mkdtemp(prefix="saga-")
         self.start(environment(worker_cores(), self._sockets) | dict(self._env))
 
@@ -141,17 +118,11 @@ class Server(Process):
             shutil.rmtree(self._sockets, ignore_errors=True)
 
     async def wait_until_ready(self) -> None:
-        """Poll /health until it answers."""
-        deadline = time.monotonic() + START_TIMEOUT_S
-        async with aiohttp.ClientSession() as http:
-            while time.monotonic() < deadline:
-                self.check_alive()
-                with contextlib.suppress(aiohttp.ClientError, OSError):
-                    async with http.get(f"{self.url}/health") as answer:
-                        if answer.status == 200:
-                            return
-                await asyncio.sleep(0.25)
-        raise ServerError(f"{self.name} did not answer within {START_TIMEOUT_S:.0f} s; {self.log}")
+        await self.ask_until_served(self._ask_health, START_TIMEOUT_S)
+
+    async def _ask_health(self, http: aiohttp.ClientSession) -> str | None:
+        async with http.get(f"{self.url}/health") as answer:
+            return None if answer.status == 200 else f"HTTP {answer.status}"
 
 
 _SAMPLE = re.compile(r"^([a-zA-Z_:][\w:]*)(?:\{[^}]*\})?\s+(\S+)", re.MULTILINE)

@@ -11,7 +11,8 @@ import sys
 import pytest
 from typer.testing import CliRunner
 
-from benchmarks.live.server import ServerError, scrape
+from benchmarks.live.process import ServerError
+from benchmarks.live.server import scrape
 from vllm_saga.cli import app
 
 SYSTEM = list(range(10, 130))

@@ -109,10 +109,8 @@ async def answer_chat(seen: Seen, request: web.BaseRequest) -> web.StreamRespons
 
 
 def answer_status(status: int, **headers: str) -> Answering:
-    named = {name.replace("_", "-"): value for name, value in headers.items()}
-
     async def answer(seen: Seen, request: web.BaseRequest) -> web.StreamResponse:
-        return web.Response(status=status, headers=named, text=f"this is {status}")
+        return web.Response(status=status, headers=spelled(headers), text=f"this is {status}")
 
     return answer
 
@@ -177,12 +175,11 @@ class Client:
         return await self.post("/v1/chat/completions", json.dumps(body).encode(), **options)
 
     async def post(self, path: str, body: bytes, **headers: str) -> Reply:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return await self.send("POST", path, body, {"Content-Type": "application/json"} | named)
+        json_ = {"Content-Type": "application/json"}
+        return await self.send("POST", path, body, json_ | spelled(headers))
 
     async def get(self, path: str, **headers: str) -> Reply:
-        named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return await self.send("GET", path, None, named)
+        return await self.send("GET", path, None, spelled(headers))
 
     async def send(
         self, method: str, path: str, body: Any, headers: dict[str, str] | None = None
@@ -212,6 +209,11 @@ class Reply:
 
     def json(self) -> Any:
         return json.loads(self.body)
+
+
+def spelled(headers: dict[str, str]) -> dict[str, str]:
+    """Headers given as keyword arguments, by their names."""
+    return {name.replace("_", "-"): value for name, value in headers.items()}
 
 
 async def until(true: Callable[[], bool], within: float = 5.0) -> None:

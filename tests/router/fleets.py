@@ -82,7 +82,7 @@ class Fleet:
 
 
 def held(session: str, tokens: int = 1_000, held_s: float = 30.0, new: bool = True) -> HeldCall:
-    return HeldCall(("", session), new, held_s, tokens)
+    return HeldCall("", session, new, held_s, tokens)
 
 
 def check_integrity(placer: SagaPlacer) -> None:

@@ -98,6 +98,34 @@ async def test_malformed_json_is_for_the_engine_to_complain_of(body):
     assert reply.headers["X-Session-ID"] == "s"
 
 
+@pytest.mark.parametrize(
+    "body",
+    [
+        b'{"prompt": "half an emoji: \\ud83d", "prompt_cache_key": "k"}',
+        b'{"prompt": "x", "temperature": NaN, "prompt_cache_key": "k"}',
+        '{"prompt": "x", "prompt_cache_key": "k"}'.encode("utf-16"),
+    ],
+)
+async def test_json_that_only_vllm_s_parser_takes_is_read_all_the_same(body):
+    engine = Engine()
+    async with fleet(engine) as client:
+        reply = await client.post("/v1/completions", body)
+    assert (reply.status, reply.headers["X-Session-ID"]) == (200, "k")
+    assert engine.seen[0].body == body
+
+
+async def test_half_an_emoji_breaks_no_conversation():
+    turns = [{"role": "user", "content": "cut here: \ud83d"}]
+    sessions = []
+    async with fleet(Engine()) as client:
+        for text in ("go on", "and on"):
+            body = json.dumps({"messages": turns}).encode()
+            reply = await client.post("/v1/chat/completions", body)
+            sessions.append(reply.headers["X-Session-ID"])
+            turns += [{"role": "assistant", "content": "x"}, {"role": "user", "content": text}]
+    assert sessions[0] == sessions[1]
+
+
 async def test_uploads_are_streamed():
     engine = Engine()
     data = os.urandom(3_000_000)

@@ -155,7 +155,7 @@ def test_the_state_of_an_engine():
         b'"held_calls":[{"tenant":"","session":"s","new":true,"held_s":0.5,"tokens":7}]}',
         at=1.0,
     )
-    assert report.held_calls == (HeldCall(("", "s"), True, 0.5, 7),)
+    assert report.held_calls == (HeldCall("", "s", True, 0.5, 7),)
     assert report.sessions == (("t", "a"),)
     assert (report.started, report.kv_tokens, report.prefill_tokens_per_s) == ("x", 100, 5.5)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
-
 import aiohttp
 import pytest
 from aiohttp import WSMsgType, web
@@ -71,4 +69,3 @@ async def test_another_engine_serves_where_one_is_gone():
             async with client.http.ws_connect(client.url + "/v1/realtime") as socket:
                 await socket.send_str("x")
                 assert (await socket.receive(5)).data == "heard x"
-    await asyncio.sleep(0)

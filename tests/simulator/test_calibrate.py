@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from aiohttp import web
 
-from vllm_saga.simulator import calibrate, hardware
+from vllm_saga.simulator import calibrate, presets
 from vllm_saga.simulator.calibrate import CalibrationError, Probe
 from vllm_saga.simulator.hardware import Batch, Linear
 
@@ -173,7 +173,7 @@ def test_the_file_written_can_be_loaded(tmp_path: Path, monkeypatch: pytest.Monk
     monkeypatch.setattr(calibrate, "calibrate", known)
     out = tmp_path / "machine.json"
     assert calibrate.calibrate_main("http://anywhere", out, rounds=1) == (machine, report)
-    assert hardware.load(out) == machine
+    assert presets.load(out) == machine
 
 
 async def test_a_large_vocabulary_and_a_key() -> None:

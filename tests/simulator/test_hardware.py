@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_saga.simulator import hardware
+from vllm_saga.simulator import presets
 from vllm_saga.simulator.hardware import (
     Batch,
     Experts,
@@ -29,7 +29,7 @@ LINEAR = Hardware(
         base_s=1e-3, token_s=1e-5, sequence_s=1e-5, pair_s=1e-9, kv_token_s=1e-8, free_tokens=30
     ),
 )
-KNOWN = [*hardware.PRESETS.values(), LINEAR]
+KNOWN = [*presets.PRESETS.values(), LINEAR]
 
 requests = st.lists(
     st.tuples(st.integers(1, 5_000), st.integers(0, 100_000)), min_size=1, max_size=20
@@ -37,7 +37,7 @@ requests = st.lists(
 
 
 def roofline(**changes: object) -> Roofline:
-    cost = hardware.PRESETS["qwen3-30b-a3b-h100"].cost
+    cost = presets.PRESETS["qwen3-30b-a3b-h100"].cost
     assert isinstance(cost, Roofline)
     return msgspec.structs.replace(cost, **changes)
 
@@ -80,7 +80,7 @@ def _pairs(new: int, before: int) -> int:
 
 
 def test_a_call_alone_is_quick_to_price() -> None:
-    machine = hardware.load("llama3-70b-4xa100")
+    machine = presets.load("llama3-70b-4xa100")
     best = min(_seconds(lambda: call_alone_s(machine, 8_000, 50_000, 2_000)) for _ in range(5))
     assert best < 1e-3
 
@@ -127,8 +127,8 @@ DECODE_MS = [
 # which is mostly HTTP and tokenizer.
 PREFILL_MS = [(1024, 34.3 - 14.2), (2048, 61.3 - 14.2), (8192, 253.9 - 14.2)]
 
-QWEN3_8B = hardware.dense_roofline(
-    hardware.H100, layers=36, hidden=4096, heads=32, kv_heads=8, intermediate=12288,
+QWEN3_8B = presets.dense_roofline(
+    presets.H100, layers=36, hidden=4096, heads=32, kv_heads=8, intermediate=12288,
     vocabulary=151936, overhead_s=1.4e-3,
 )  # fmt: skip
 
@@ -167,7 +167,7 @@ def test_anchors(
     seqs: int,
     batched: int,
 ) -> None:
-    machine = hardware.load(name)
+    machine = presets.load(name)
     assert isinstance(machine.cost, Roofline)
     assert decode_ms[0] <= 1000 * machine.step_s(Batch.of([(1, 500)])) <= decode_ms[1]
     assert prefill_per_s[0] <= 2048 / call_alone_s(machine, 2048, 0, 1) <= prefill_per_s[1]
@@ -176,8 +176,8 @@ def test_anchors(
 
 
 def test_presets_fill_their_pool_with_whole_blocks() -> None:
-    assert hardware.load("llama3-70b-4xa100").kv_tokens == 450_000
-    for name, machine in hardware.PRESETS.items():
+    assert presets.load("llama3-70b-4xa100").kv_tokens == 450_000
+    for name, machine in presets.PRESETS.items():
         assert machine.name == name
         assert machine.kv_tokens % machine.block_size == 0
         assert machine.source
@@ -189,7 +189,7 @@ def test_weights_and_kv_fit_the_memory() -> None:
                   "qwen3-30b-a3b-h100": 0.62e9}  # fmt: skip
     memory = {"llama3-70b-4xa100": 4 * 85.0e9, "llama3-8b-h100": 85.0e9, "llama3-8b-h200": 150.1e9,
               "qwen3-30b-a3b-h100": 85.0e9}  # fmt: skip
-    for name, machine in hardware.PRESETS.items():
+    for name, machine in presets.PRESETS.items():
         cost = machine.cost
         assert isinstance(cost, Roofline)
         weights = cost.weight_bytes + embeddings[name] + (cost.experts.bytes if cost.experts else 0)
@@ -198,7 +198,7 @@ def test_weights_and_kv_fit_the_memory() -> None:
 
 
 def test_long_contexts_cost_what_they_should_on_the_papers_worker() -> None:
-    machine = hardware.load("llama3-70b-4xa100")
+    machine = presets.load("llama3-70b-4xa100")
     # A miss of 32k tokens takes seconds, its hit with 300 new tokens a fraction of one.
     assert 6 < call_alone_s(machine, 32_000, 0, 1) < 10
     assert 0.05 < call_alone_s(machine, 300, 31_700, 1) < 0.3
@@ -211,11 +211,11 @@ def test_long_contexts_cost_what_they_should_on_the_papers_worker() -> None:
 def test_json_round_trip(machine: Hardware, tmp_path) -> None:
     file = tmp_path / "machine.json"
     file.write_bytes(msgspec.json.encode(machine))
-    assert hardware.load(file) == hardware.load(str(file)) == machine
+    assert presets.load(file) == presets.load(str(file)) == machine
 
 
 def test_another_pool_is_one_replacement_away() -> None:
-    smaller = msgspec.structs.replace(hardware.load("llama3-8b-h100"), kv_tokens=32_000)
+    smaller = msgspec.structs.replace(presets.load("llama3-8b-h100"), kv_tokens=32_000)
     assert smaller.kv_tokens == 32_000
     with pytest.raises(HardwareError, match="kv_tokens: 15 is less than one block of 16"):
         msgspec.structs.replace(smaller, kv_tokens=15)
@@ -223,9 +223,9 @@ def test_another_pool_is_one_replacement_away() -> None:
 
 def test_an_unknown_name_lists_the_presets() -> None:
     with pytest.raises(HardwareError) as error:
-        hardware.load("abacus")
+        presets.load("abacus")
     assert "'abacus'" in str(error.value)
-    for name in hardware.PRESETS:
+    for name in presets.PRESETS:
         assert name in str(error.value)
 
 
@@ -249,7 +249,7 @@ def test_a_bad_file_is_refused_by_name_and_field(
     file = tmp_path / "machine.json"
     file.write_bytes(msgspec.json.encode({**msgspec.to_builtins(LINEAR), **change}))
     with pytest.raises(HardwareError) as error:
-        hardware.load(file)
+        presets.load(file)
     assert str(error.value).startswith(f"{file}: ")
     assert complaint in str(error.value)
 
@@ -257,10 +257,10 @@ def test_a_bad_file_is_refused_by_name_and_field(
 def test_a_file_that_is_no_json_or_is_not_there(tmp_path) -> None:
     file = tmp_path / "machine.json"
     with pytest.raises(HardwareError, match="No such file"):
-        hardware.load(file)
+        presets.load(file)
     file.write_text("{")
     with pytest.raises(HardwareError, match="not JSON"):
-        hardware.load(file)
+        presets.load(file)
 
 
 @pytest.mark.parametrize(

@@ -7,10 +7,11 @@ import random
 import pytest
 from agents import SMALL, agent, many
 
+from vllm_saga.router.placement import make_placer
 from vllm_saga.simulator import command, policies, result, runner
 from vllm_saga.simulator.cluster import Cluster, Setup
 from vllm_saga.simulator.placement import PLACEMENTS
-from vllm_saga.simulator.routed import Routed, report_of
+from vllm_saga.simulator.routed import Routed, arrival_of, report_of
 from vllm_saga.simulator.trace import TraceError
 
 
@@ -84,6 +85,18 @@ def test_reports_are_the_engines_own():
     report = report_of(stock.replicas[0], 6.0)
     assert report.kv_tokens == SMALL.kv_tokens and not report.held_calls
     assert report.running > 0 and report.used_tokens > 0
+
+
+def test_sticky_is_the_router_s_policy_session():
+    setup = Setup(many(20), SMALL, PLACEMENTS["sticky"], lanes=20, replicas=3)
+    cluster = Cluster(setup, policies.maker("vllm"))
+    cluster.run()
+    placer = make_placer("session")
+    for name in "012":
+        placer.add(name)
+    for session in cluster.sessions:
+        chosen = placer.place(arrival_of(session.calls[0]), 0.0)
+        assert {str(call.replica) for call in session.calls} == {chosen.replica}
 
 
 def test_workloads_can_be_mixed():

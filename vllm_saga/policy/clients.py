@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, NamedTuple
@@ -111,6 +112,18 @@ def identify(headers: Mapping[str, str], body: Mapping[str, Any] | None, rules: 
             if name.source != "prompt_cache_key"
         ),
     )
+
+
+def read_odd(body: bytes) -> dict[str, Any] | None:
+    """The JSON object in a body that msgspec refuses and vLLM's parser takes; None if it is none.
+
+    Such are NaN, lone surrogates (half an emoji, where a client has cut a text) and UTF-16.
+    """
+    try:
+        found = json.loads(body)
+    except (ValueError, RecursionError):
+        return None
+    return found if isinstance(found, dict) else None
 
 
 class _Named(NamedTuple):

@@ -89,16 +89,19 @@ class Router:
         rules = Rules(settings.session_headers, settings.tenant_header)
         self.edge = Edge(rules, settings.max_sessions, settings.session_idle)
         self.journal = Journal(settings.max_sessions, settings.session_idle)
-        self.metrics = Metrics(self.backends)
+        self.metrics = Metrics(self.backends, lambda: self.placer.errors + self.edge.errors)
         self.proxy = Proxy(
             settings, http, self.backends, self.placer, self.watcher, self.edge, self.journal,
             self.metrics,
         )  # fmt: skip
+        self.metrics.in_flight.set_function(lambda: len(self.proxy))
+        self.metrics.buffered.set_function(lambda: self.proxy.budget.used)
+        self.metrics.sessions.set_function(lambda: len(self.journal))
+        self.metrics.connections.set_function(lambda: self._server.open)
         self.access = Access(settings.api_key, settings.admin_api_key)
         self.endpoints = Endpoints(
-            self.access, self.backends, self.placer, self.watcher, self.edge, self.journal,
-            self._metrics_text,
-        )  # fmt: skip
+            self.access, self.backends, self.proxy, self.journal, self.metrics
+        )
         for address in self._addresses:
             self.backends.add(address)
         if self._file is not None:
@@ -151,18 +154,6 @@ class Router:
     def _make_health(self) -> Health:
         s = self.settings
         return Health(s.health_failures, s.health_successes, s.breaker_failures, s.breaker_s)
-
-    def _metrics_text(self) -> bytes:
-        metrics = self.metrics
-        metrics.in_flight.set(len(self.proxy))
-        metrics.connections.set(self._server.open)
-        metrics.sessions.set(len(self.journal))
-        metrics.buffered.set(self.proxy.budget.used)
-        metrics.errors.inc(self.placer.errors + self.edge.errors - self._errors_shown)
-        self._errors_shown = self.placer.errors + self.edge.errors
-        return metrics.text()
-
-    _errors_shown = 0
 
 
 class _Server(web.Server):

@@ -8,6 +8,8 @@ from collections.abc import AsyncIterator
 import msgspec
 from aiohttp import web
 
+from vllm_saga.policy.clients import read_odd
+
 PIECE = 256 * 1024
 """Large bodies are sent in pieces of this size, so that one cannot block the others."""
 
@@ -63,7 +65,7 @@ class Body:
         try:
             found = msgspec.json.decode(self._kept)
         except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
-            return None
+            return read_odd(self._kept)
         return found if isinstance(found, dict) else None
 
     def payload(self) -> bytes | AsyncIterator[bytes] | None:

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 
 import aiohttp
 from aiohttp import web
+from yarl import URL
 
 from vllm_saga.router.backends import Backend
 from vllm_saga.router.bodies import Body
@@ -26,6 +27,10 @@ class Refused(Exception):
         self.answer = answer
 
 
+class BrokenAnswer(Exception):
+    """A backend has broken off in the middle of its answer."""
+
+
 @dataclass(frozen=True, slots=True)
 class Answer:
     """A backend's answer, read up to its first bytes."""
@@ -33,6 +38,17 @@ class Answer:
     backend: Backend
     response: aiohttp.ClientResponse
     first: bytes
+
+    async def next_piece(self) -> bytes:
+        """The bytes that have come since, empty at the end.
+
+        Raises:
+            BrokenAnswer: there is no end.
+        """
+        try:
+            return await self.response.content.readany()
+        except (aiohttp.ClientError, OSError, TimeoutError):
+            raise BrokenAnswer from None
 
 
 @dataclass(eq=False, slots=True)
@@ -62,6 +78,13 @@ class Call:
     @property
     def movable(self) -> bool:
         return self.body.whole and self.pinned is None
+
+    def url_at(self, backend: Backend) -> URL:
+        """Where it is sent: its target to the letter, behind the backend's address."""
+        target = self.request.raw_path
+        if not target.startswith("/"):
+            target = self.request.rel_url.raw_path_qs
+        return URL(backend.address.url + target, encoded=True)
 
     def switch(self, backend: Backend | None) -> None:
         """It is in flight there now, and nowhere else."""

@@ -44,13 +44,28 @@ class Edge:
         body: Mapping[str, object] | None,
         now: float,
     ) -> Recognised:
+        prompt = body if body is not None and path.endswith(_CALLS) else {}
         try:
-            return self._recognise(call_id, path, headers, body, now)
+            caller = identify(headers, body, self.rules)
+            if caller.session is None:
+                known = self._lineage.recognise(caller.tenant, prompt, now)
+                if known is not None:
+                    caller = replace(caller, session=known, source="lineage")
+            arrival = Arrival(
+                call_id,
+                _key(caller.tenant, caller.session),
+                estimate_tokens(prompt),
+                shared_prefix(prompt),
+                _key(caller.tenant, caller.parent),
+                caller.last,
+            )
         except Exception:
             self.errors += 1
             if self.errors == 1:
                 logger.exception("a bug in identity: the call has none; later ones are counted")
             return Recognised(Arrival(call_id, None, 0), "none", None)
+        forward = None if caller.source == "vllm" else caller.session
+        return Recognised(arrival, caller.source, forward)
 
     def note_response(self, response_id: str, arrival: Arrival, now: float) -> None:
         """A response of the Responses API was given to a session; requests may go on with it."""
@@ -64,33 +79,6 @@ class Edge:
 
     def tenant(self, headers: Mapping[str, str]) -> str:
         return identify(headers, None, self.rules).tenant
-
-    def _recognise(
-        self,
-        call_id: str,
-        path: str,
-        headers: Mapping[str, str],
-        body: Mapping[str, object] | None,
-        now: float,
-    ) -> Recognised:
-        caller = identify(headers, body, self.rules)
-        computes = body is not None and path.endswith(_CALLS)
-        if caller.session is None and computes:
-            assert body is not None
-            known = self._lineage.recognise(caller.tenant, body, now)
-            if known is not None:
-                caller = replace(caller, session=known, source="lineage")
-        arrival = Arrival(
-            call_id,
-            _key(caller.tenant, caller.session),
-            estimate_tokens(body) if computes and body is not None else 0,
-            shared_prefix(body) if computes and body is not None else None,
-            _key(caller.tenant, caller.parent),
-            caller.last,
-        )
-        return Recognised(
-            arrival, caller.source, None if caller.source == "vllm" else caller.session
-        )
 
 
 def _key(tenant: str, session: str | None) -> SessionKey | None:

@@ -14,11 +14,10 @@ from aiohttp import web
 
 from vllm_saga.router.access import Access
 from vllm_saga.router.backends import Address, AddressError, Backend, Backends
-from vllm_saga.router.edge import Edge
-from vllm_saga.router.fleet import Placer
 from vllm_saga.router.journal import Journal
+from vllm_saga.router.metrics import Metrics
 from vllm_saga.router.problems import Problem
-from vllm_saga.router.watch import Watcher
+from vllm_saga.router.proxy import Proxy
 
 _PREFIX = "/v1/saga"
 _MOST = 10_000
@@ -32,23 +31,14 @@ class _NewBackend(msgspec.Struct):
 
 
 class Endpoints:
-    """Paths of the router. `metrics` gives the text of /metrics."""
+    """Paths of the router."""
 
     def __init__(
-        self,
-        access: Access,
-        backends: Backends,
-        placer: Placer,
-        watcher: Watcher,
-        edge: Edge,
-        journal: Journal,
-        metrics: Callable[[], bytes],
+        self, access: Access, backends: Backends, proxy: Proxy, journal: Journal, metrics: Metrics
     ) -> None:
         self._access = access
         self._backends = backends
-        self._placer = placer
-        self._watcher = watcher
-        self._edge = edge
+        self._proxy = proxy
         self._journal = journal
         self._metrics = metrics
         self.stopping = False
@@ -100,7 +90,7 @@ class Endpoints:
 
     async def _show_metrics(self, request: web.BaseRequest, _: str) -> web.Response:
         return web.Response(
-            body=self._metrics(), headers={"Content-Type": "text/plain; version=0.0.4"}
+            body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"}
         )
 
     async def _sessions(self, request: web.BaseRequest, _: str) -> web.Response:
@@ -139,12 +129,7 @@ class Endpoints:
         return web.json_response(_describe(backend, time.monotonic()))
 
     async def _end(self, request: web.BaseRequest, name: str) -> web.Response:
-        session = (self._edge.tenant(request.headers), name)
-        known = self._journal.ended(session)
-        self._placer.end(session)
-        self._edge.forget(session)
-        for backend in self._backends:
-            self._watcher.end_session(backend, session)
+        known = self._proxy.end_session(request, name)
         return web.json_response({"session": name, "known": known})
 
     def _backend(self, name: str) -> Backend:

@@ -5,9 +5,11 @@ Pure data, shared by placement.py and stealing.py, by the proxy and by the simul
 
 from __future__ import annotations
 
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
+
+import msgspec
 
 SessionKey = tuple[str, str]
 """(tenant, session id): a session id means nothing outside its tenant."""
@@ -17,10 +19,15 @@ SessionKey = tuple[str, str]
 class HeldCall:
     """A call that an engine holds back: `new` if its session has computed nothing there yet."""
 
-    session: SessionKey
+    tenant: str
+    session: str
     new: bool
     held_s: float
     tokens: int
+
+    @property
+    def key(self) -> SessionKey:
+        return (self.tenant, self.session)
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,6 +51,15 @@ class EngineReport:
     prefill_tokens_per_s: float = 0.0
     held_calls: tuple[HeldCall, ...] = ()
     sessions: tuple[SessionKey, ...] = ()
+
+    @classmethod
+    def from_state(cls, state: Mapping[str, Any], at: float) -> EngineReport:
+        """What an engine answers to `STATE` (engine/control.py), received at `at`.
+
+        Raises:
+            msgspec.ValidationError: it is something else.
+        """
+        return msgspec.convert({**state, "at": at}, cls, strict=False)
 
 
 @dataclass(frozen=True, slots=True)

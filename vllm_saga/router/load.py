@@ -77,7 +77,7 @@ class Load:
         self.kept = frozenset(report.sessions)
         self.held = OrderedDict()
         for call in report.held_calls:
-            self.held.setdefault(call.session, call)
+            self.held.setdefault(call.key, call)
         self._held_tokens = sum(call.tokens for call in self.held.values())
         self._fresh.clear()
         self._fresh_tokens = 0.0

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from functools import partial
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
-from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 
 from vllm_saga.router.backends import Backends
@@ -15,64 +16,69 @@ _SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 60
 
 
 class Metrics:
-    """Counted where things happen; what backends are like is read when somebody asks."""
+    """Counted where things happen; what backends are like is read when somebody asks.
 
-    def __init__(self, backends: Backends) -> None:
+    errors: how many bugs in placement and identity were survived.
+    """
+
+    def __init__(self, backends: Backends, errors: Callable[[], int]) -> None:
         registry = self._registry = CollectorRegistry()
-        self.answers = Counter(
-            "saga_router_answers", "Answers by status class (2xx, ...).", ["status"],
-            registry=registry,
-        )  # fmt: skip
-        self.decisions = Counter(
-            "saga_router_decisions", "Calls sent, by why they went where.", ["reason"],
-            registry=registry,
-        )  # fmt: skip
-        self.identity = Counter(
-            "saga_router_identity", "Requests by what named their session.", ["source"],
-            registry=registry,
-        )  # fmt: skip
-        self.moves = Counter(
-            "saga_router_moves", "Sessions that changed their backend.", ["reason"],
-            registry=registry,
-        )  # fmt: skip
-        self.withdrawn = Counter(
-            "saga_router_withdrawn", "Calls taken back unanswered and sent elsewhere.",
-            registry=registry,
-        )  # fmt: skip
-        self.retries = Counter(
-            "saga_router_retries", "Calls offered to another backend.", ["cause"], registry=registry
+        counter = partial(Counter, registry=registry)
+        gauge = partial(Gauge, registry=registry)
+        histogram = partial(Histogram, registry=registry)
+        self.answers = counter(
+            "saga_router_answers", "Answers by status class (2xx, ...).", ["status"]
         )
-        self.refused = Counter(
-            "saga_router_refused", "Requests that the router itself answered.", ["reason"],
-            registry=registry,
-        )  # fmt: skip
-        self.errors = Counter(
-            "saga_router_policy_errors", "Bugs in placement and identity that were survived.",
-            registry=registry,
-        )  # fmt: skip
-        self.choosing = Histogram(
-            "saga_router_choosing_seconds", "From a request to its being sent, body included.",
-            registry=registry, buckets=_FAST,
-        )  # fmt: skip
-        self.first_byte = Histogram(
-            "saga_router_first_byte_seconds", "From a request to the first byte of its answer.",
-            registry=registry, buckets=_SLOW,
-        )  # fmt: skip
-        self.in_flight = Gauge(
-            "saga_router_in_flight", "Calls sent and not ended.", registry=registry
+        self.decisions = counter(
+            "saga_router_decisions", "Calls sent, by why they went where.", ["reason"]
         )
-        self.connections = Gauge(
-            "saga_router_connections", "Open connections of clients.", registry=registry
+        self.identity = counter(
+            "saga_router_identity", "Requests by what named their session.", ["source"]
         )
-        self.sessions = Gauge("saga_router_sessions", "Sessions of late.", registry=registry)
-        self.buffered = Gauge(
-            "saga_router_buffered_bytes", "Bodies that are kept.", registry=registry
+        self.moves = counter(
+            "saga_router_moves", "Sessions that changed their backend.", ["reason"]
         )
+        self.withdrawn = counter(
+            "saga_router_withdrawn", "Calls taken back unanswered and sent elsewhere."
+        )
+        self.retries = counter(
+            "saga_router_retries", "Calls offered to another backend.", ["cause"]
+        )
+        self.refused = counter(
+            "saga_router_refused", "Requests that the router itself answered.", ["reason"]
+        )
+        self.choosing = histogram(
+            "saga_router_choosing_seconds",
+            "From a request to its being sent, body included.",
+            buckets=_FAST,
+        )
+        self.first_byte = histogram(
+            "saga_router_first_byte_seconds",
+            "From a request to the first byte of its answer.",
+            buckets=_SLOW,
+        )
+        self.in_flight = gauge("saga_router_in_flight", "Calls sent and not ended.")
+        self.connections = gauge("saga_router_connections", "Open connections of clients.")
+        self.sessions = gauge("saga_router_sessions", "Sessions of late.")
+        self.buffered = gauge("saga_router_buffered_bytes", "Bodies that are kept.")
+        registry.register(_Errors(errors))
         registry.register(_OfBackends(backends))
 
     def text(self) -> bytes:
         """In Prometheus' text format."""
         return generate_latest(self._registry)
+
+
+class _Errors:
+    def __init__(self, count: Callable[[], int]) -> None:
+        self._count = count
+
+    def collect(self) -> Iterator[Metric]:
+        yield CounterMetricFamily(
+            "saga_router_policy_errors",
+            "Bugs in placement and identity that were survived.",
+            self._count(),
+        )
 
 
 class _OfBackends:

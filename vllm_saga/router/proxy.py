@@ -10,15 +10,15 @@ import time
 
 import aiohttp
 from aiohttp import web
-from yarl import URL
+from multidict import CIMultiDict
 
 from vllm_saga.policy.messages import read_response_id
 from vllm_saga.router import headers, websockets
 from vllm_saga.router.backends import Backend, Backends
 from vllm_saga.router.bodies import Body, BodyTimeout, Budget, read_body
-from vllm_saga.router.calls import Answer, Call, Refused, is_preamble
+from vllm_saga.router.calls import Answer, BrokenAnswer, Call, Refused, is_preamble
 from vllm_saga.router.edge import Edge
-from vllm_saga.router.fleet import Decision, Move, Placer
+from vllm_saga.router.fleet import Decision, Move, Placer, SessionKey
 from vllm_saga.router.journal import Journal
 from vllm_saga.router.metrics import Metrics
 from vllm_saga.router.problems import Problem
@@ -104,6 +104,14 @@ class Proxy:
             call = self._calls.get(call_id)
             if call is not None and call.withdraw(move.target, move.reason):
                 self._metrics.withdrawn.inc()
+
+    def end_session(self, request: web.BaseRequest, name: str) -> bool:
+        """A client says that a session of its tenant is over; whether it was known."""
+        session = (self._edge.tenant(request.headers), name)
+        self._placer.end(session)
+        for backend in self._backends:
+            self._watcher.end_session(backend, session)
+        return self._forget(session)
 
     # -- choosing -------------------------------------------------------------------------------
 
@@ -238,13 +246,10 @@ class Proxy:
         tell that the answer has begun.
         """
         request = call.request
-        passing = headers.for_backend(
-            request.headers, backend.headers, call.recognised.forward, self._backend_key
-        )
         response = await self._http.request(
             request.method,
-            _url(backend, request),
-            headers=passing,
+            call.url_at(backend),
+            headers=self._passing(call, backend),
             data=call.body.payload(),
             allow_redirects=False,
         )
@@ -260,6 +265,11 @@ class Proxy:
             call.begun = True
             self._placer.on_first_byte(call.id, time.monotonic())
         return Answer(backend, response, first)
+
+    def _passing(self, call: Call, backend: Backend) -> CIMultiDict[str]:
+        return headers.for_backend(
+            call.request.headers, backend.headers, call.recognised.forward, self._backend_key
+        )
 
     def _failed(self, backend: Backend) -> None:
         now = time.monotonic()
@@ -292,13 +302,13 @@ class Proxy:
             while piece:
                 await self._write(request, out, piece)
                 usage.feed(piece)
-                piece = await self._next(answer)
+                piece = await answer.next_piece()
             await out.write_eof()
         except (ConnectionResetError, TimeoutError):
             logger.debug("%s: the client has gone, or takes nothing", call.id)
             _cut(request)
             return out, None
-        except _BrokenAnswer:
+        except BrokenAnswer:
             self._failed(answer.backend)
             logger.warning("%s broke off in the middle of an answer", answer.backend.name)
             _cut(request)
@@ -313,12 +323,6 @@ class Proxy:
             return
         async with asyncio.timeout(self._settings.write_timeout):
             await out.write(piece)
-
-    async def _next(self, answer: Answer) -> bytes:
-        try:
-            return await answer.response.content.readany()
-        except (aiohttp.ClientError, OSError, TimeoutError):
-            raise _BrokenAnswer from None
 
     def _remember(self, call: Call, answer: Answer) -> None:
         """A stored response is only where it was made."""
@@ -336,22 +340,23 @@ class Proxy:
         self._placer.on_finish(call.id, now, total_tokens)
         self._journal.finished(arrival.session, total_tokens, now)
         if arrival.last and arrival.session is not None:
-            self._edge.forget(arrival.session)
-            self._journal.ended(arrival.session)
+            self._forget(arrival.session)
             if backend is not None and call.recognised.forward is not None:
                 self._watcher.end_session(backend, arrival.session)
+
+    def _forget(self, session: SessionKey) -> bool:
+        """It is over; whether it was known."""
+        self._edge.forget(session)
+        return self._journal.ended(session)
 
     async def _serve_websocket(self, call: Call) -> web.StreamResponse:
         refused: set[str] = set()
         while backend := self._choose(call, refused):
-            passing = headers.for_backend(
-                call.request.headers, backend.headers, call.recognised.forward, self._backend_key
-            )
+            passing = headers.for_websocket(self._passing(call, backend))
             try:
                 socket = await websockets.connect(
-                    self._http, str(_url(backend, call.request)),
-                    headers.for_websocket(passing), call.request,
-                )  # fmt: skip
+                    self._http, str(call.url_at(backend)), passing, call.request
+                )
             except aiohttp.WSServerHandshakeError as error:
                 raise Problem(error.status, "websocket_refused", error.message) from None
             except (aiohttp.ClientError, TimeoutError, OSError):
@@ -366,17 +371,6 @@ class Proxy:
             async with socket:
                 return await websockets.relay(call.request, socket, own)
         raise Problem(503, "no_backend", "no backend could be reached", 2)
-
-
-class _BrokenAnswer(Exception):
-    """A backend has broken off in the middle of its answer."""
-
-
-def _url(backend: Backend, request: web.BaseRequest) -> URL:
-    target = request.raw_path
-    if not target.startswith("/"):
-        target = request.rel_url.raw_path_qs
-    return URL(backend.address.url + target, encoded=True)
 
 
 def _cut(request: web.BaseRequest) -> None:

@@ -19,18 +19,18 @@ class Replica:
     calls: dict[str, bool] = field(default_factory=dict)
 
 
-def rendezvous(key: SessionKey | str, replicas: Iterable[Replica]) -> Replica | None:
-    """The replica on which `key` hashes highest: the same in every router, whatever the order.
+def score(session: SessionKey, replica: str) -> bytes:
+    """How high a session hashes on the replica of this name: the same in every process."""
+    named = "\0".join((*session, replica)).encode("utf-8", "surrogatepass")
+    return blake2b(named, digest_size=8).digest()
 
-    When a replica joins or leaves, only the keys that it gains or had change their place.
+
+def rendezvous(session: SessionKey, replicas: Iterable[Replica]) -> Replica | None:
+    """The replica on which a session hashes highest, whatever their order.
+
+    When a replica joins or leaves, only the sessions that it gains or had change their place.
     """
-    text = "\0".join(key) if isinstance(key, tuple) else key
-
-    def score(replica: Replica) -> bytes:
-        named = f"{text}\0{replica.name}".encode("utf-8", "surrogatepass")
-        return blake2b(named, digest_size=8).digest()
-
-    return max(replicas, key=score, default=None)
+    return max(replicas, key=lambda replica: score(session, replica.name), default=None)
 
 
 class BasePlacer:

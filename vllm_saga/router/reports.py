@@ -4,41 +4,19 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from typing import Any
 
 import aiohttp
 import msgspec
 
 from vllm_saga.router.backends import Backend
-from vllm_saga.router.fleet import EngineReport, HeldCall
+from vllm_saga.router.fleet import EngineReport
 
 _MAX_BYTES = 16 << 20
 
 
 class ReportError(Exception):
     """An engine has said nothing that can be used."""
-
-
-class _Held(msgspec.Struct):
-    tenant: str
-    session: str
-    new: bool
-    held_s: float
-    tokens: int
-
-
-class _State(msgspec.Struct):
-    started: str
-    kv_tokens: int
-    used_tokens: int
-    running: int
-    waiting: int
-    resident: int = 0
-    prefill_tokens_per_s: float = 0.0
-    held_calls: list[_Held] = []
-    sessions: list[tuple[str, str]] = []
-
-
-_DECODER = msgspec.json.Decoder(_State, strict=False)
 
 
 def parse_state(data: bytes, at: float) -> EngineReport:
@@ -48,17 +26,9 @@ def parse_state(data: bytes, at: float) -> EngineReport:
         ReportError: it is something else.
     """
     try:
-        state = _DECODER.decode(data)
+        return EngineReport.from_state(msgspec.json.decode(data, type=dict[str, Any]), at)
     except (msgspec.DecodeError, RecursionError) as error:
         raise ReportError(f"/v1/saga/state: {error}") from None
-    return EngineReport(
-        at, state.started, state.kv_tokens, state.used_tokens, state.running, state.waiting,
-        state.resident, state.prefill_tokens_per_s,
-        tuple(
-            HeldCall((h.tenant, h.session), h.new, h.held_s, h.tokens) for h in state.held_calls
-        ),
-        tuple(state.sessions),
-    )  # fmt: skip
 
 
 _SAMPLE = re.compile(

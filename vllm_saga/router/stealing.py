@@ -192,12 +192,12 @@ def _line(
     if source.held:
         ahead = source.committed() - sum(call.tokens for call in source.held.values())
         age_s = now - source.report.at if source.report is not None else 0.0
-        for call in list(source.held.values()):
+        for key, call in list(source.held.items()):
             ahead += call.tokens
-            session = sessions.get(call.session)
+            session = sessions.get(key)
             if session is not None:
                 waits_s = max(source.wait_s(0.0, ahead), call.held_s + age_s)
-                yield session, waits_s, not call.new and call.session in source.kept
+                yield session, waits_s, not call.new and key in source.kept
         return
     # vLLM serves first come first served: who waits came last.
     waiting = source.report.waiting if source.report is not None else 0

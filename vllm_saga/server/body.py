@@ -8,6 +8,8 @@ from typing import Any
 
 import msgspec
 
+from vllm_saga.policy.clients import read_odd
+
 XARGS = "vllm_xargs"
 
 
@@ -34,17 +36,14 @@ class JsonBody:
     def __init__(self, data: bytes) -> None:
         self._data = data
         self._odd: dict[str, Any] | None = None
+        self.fields: Mapping[str, Any]
         try:
-            self.fields: Mapping[str, Any] = msgspec.structs.asdict(_decoder.decode(data))
+            self.fields = msgspec.structs.asdict(_decoder.decode(data))
         except (msgspec.DecodeError, UnicodeError, RecursionError):
-            # vLLM's parser takes more than ours: NaN, lone surrogates, UTF-16.
-            try:
-                odd = json.loads(data)
-            except RecursionError:
-                odd = None
-            if not isinstance(odd, dict):
+            self._odd = read_odd(data)
+            if self._odd is None:
                 raise ValueError("not a JSON object") from None
-            self.fields = self._odd = odd
+            self.fields = self._odd
 
     @property
     def xargs(self) -> Mapping[str, Any]:

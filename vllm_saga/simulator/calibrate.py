@@ -355,7 +355,7 @@ async def calibrate(
 
 
 def calibrate_main(url: str, out: Path, **options: Any) -> tuple[Hardware, FitReport]:
-    """`calibrate(url, **options)`, written to the file `out` for `hardware.load`."""
+    """`calibrate(url, **options)`, written to the file `out` for `presets.load`."""
     hardware, report = asyncio.run(calibrate(url, **options))
     out.write_bytes(msgspec.json.format(msgspec.json.encode(hardware), indent=2) + b"\n")
     return hardware, report

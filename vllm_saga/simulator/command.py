@@ -17,7 +17,17 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 from vllm_saga.simulator import calibrate as calibration
-from vllm_saga.simulator import formats, hardware, load, plots, policies, report, result, runner
+from vllm_saga.simulator import (
+    formats,
+    load,
+    plots,
+    policies,
+    presets,
+    report,
+    result,
+    runner,
+)
+from vllm_saga.simulator.hardware import HardwareError, call_alone_s
 from vllm_saga.simulator.placement import PLACEMENTS
 from vllm_saga.simulator.trace import Session, TraceError
 
@@ -28,7 +38,7 @@ _BARS = (
     TextColumn("{task.description:<24}"), BarColumn(24), MofNCompleteColumn(), TimeElapsedColumn()
 )  # fmt: skip
 _MISTAKES = (
-    TraceError, load.LoadError, hardware.HardwareError, policies.UnknownPolicy, typer.BadParameter,
+    TraceError, load.LoadError, HardwareError, policies.UnknownPolicy, typer.BadParameter,
 )  # fmt: skip
 
 
@@ -56,7 +66,7 @@ def simulate(
         str, typer.Option(help=f"Which engine a call goes to: {', '.join(PLACEMENTS)}.")
     ] = "least_loaded",
     hardware_: Annotated[
-        str, typer.Option("--hardware", help=f"{', '.join(hardware.PRESETS)}, or a .json file.")
+        str, typer.Option("--hardware", help=f"{', '.join(presets.PRESETS)}, or a .json file.")
     ] = "llama3-70b-4xa100",
     kv_tokens: Annotated[
         int | None, typer.Option(min=1, help="KV pool of one engine, in tokens.")
@@ -82,7 +92,7 @@ def simulate(
         return
     chosen = list(dict.fromkeys(policy or [policies.BASELINE, "saga"]))
     try:
-        engine = hardware.load(hardware_, kv_tokens)
+        engine = presets.load(hardware_, kv_tokens)
         check_names(chosen, placement)
         workload, count = load_workload(trace, sessions)
         experiment = runner.Experiment(
@@ -179,7 +189,7 @@ def calibrate(
         except (calibration.CalibrationError, OSError) as error:
             console.print(f"[red]error:[/red] {error}", highlight=False)
             raise typer.Exit(1) from None
-    alone = hardware.call_alone_s(made, 1000, 0, 1)
+    alone = call_alone_s(made, 1000, 0, 1)
     console.print(
         f"{out}: {made.kv_tokens:,} KV tokens; a fresh 1,000-token prompt takes {alone:.3f} s; "
         f"{fit.samples} samples, median error {fit.median_relative_error:.1%}, "

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Callable, Sequence
-from hashlib import blake2b
 
+from vllm_saga.router.replicas import score
 from vllm_saga.simulator.records import LiveCall
 from vllm_saga.simulator.routed import saga_router, saga_router_without_stealing
 from vllm_saga.simulator.routing import Choice, Placement
@@ -22,13 +22,11 @@ def round_robin() -> Placement:
 
 
 def sticky() -> Placement:
-    """All calls of a session to the engine its id hashes highest on (rendezvous hashing)."""
+    """All calls of a session to the engine it hashes highest on: our router's policy `session`."""
 
     def place(call: LiveCall, loads: Sequence[int]) -> int:
-        def score(replica: int) -> bytes:
-            return blake2b(f"{call.session.id}/{replica}".encode(), digest_size=8).digest()
-
-        return max(range(len(loads)), key=score)
+        session = (call.session.tenant, call.session.id)
+        return max(range(len(loads)), key=lambda engine: score(session, str(engine)))
 
     return Choice(place)
 

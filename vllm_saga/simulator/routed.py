@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from hashlib import blake2b
 
 from vllm_saga.engine.control import STATE
-from vllm_saga.router.fleet import Arrival, EngineReport, HeldCall, Placer
+from vllm_saga.router.fleet import Arrival, EngineReport, Placer
 from vllm_saga.router.placement import SagaPlacer, Settings
 from vllm_saga.simulator.records import LiveCall
 from vllm_saga.simulator.replica import Replica
@@ -99,14 +99,7 @@ def report_of(replica: Replica, now: float) -> EngineReport:
         running, waiting = scheduler.get_request_counts()
         used, _ = replica.kv_tokens()
         return EngineReport(now, "stock", replica.hardware.kv_tokens, used, running, waiting)
-    state = scheduler.saga_control(STATE, {})
-    del state["saga"]
-    held = tuple(
-        HeldCall((call["tenant"], call["session"]), call["new"], call["held_s"], call["tokens"])
-        for call in state.pop("held_calls")
-    )
-    sessions = tuple(state.pop("sessions"))
-    return EngineReport(at=now, held_calls=held, sessions=sessions, **state)
+    return EngineReport.from_state(scheduler.saga_control(STATE, {}), now)
 
 
 def saga_router() -> Placement:
