@@ -14,6 +14,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_saga.simulator import lookups
 from vllm_saga.simulator.content import CallContent
 from vllm_saga.simulator.cruise import Cruise, plan
 from vllm_saga.simulator.hardware import Batch, Hardware
@@ -87,6 +88,7 @@ class Replica:
         self._now = 0.0
         self._steps: deque[_Step] = deque()
         self._calls: dict[str, _InFlight] = {}
+        lookups.install(scheduler)
         # SagaScheduler's clock.
         scheduler._now = lambda: self._now
 
