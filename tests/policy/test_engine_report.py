@@ -8,6 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_saga.policy.cost import Step
+from vllm_saga.policy.identity import salt_tenant
 from vllm_saga.policy.report import MAX_HELD_CALLS, MAX_SESSIONS, end_session, report
 
 PROMPT = list(range(40))
@@ -64,6 +65,9 @@ def test_a_salt_is_never_told():
     tenants = [tenant for tenant, _ in report(policy, 1.0)["sessions"]]
     assert len(set(tenants)) == 3 and "" in tenants
     assert "secret" not in str(report(policy, 1.0))
+    assert not end_session(policy, "salt:", "s", 2.0)
+    assert end_session(policy, salt_tenant("other"), "s", 2.0)
+    assert {tenant for tenant, _ in policy.table.sessions} == {"secret", ""}
 
 
 def test_the_lists_are_bounded_and_hold_the_latest():

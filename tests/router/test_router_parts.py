@@ -6,8 +6,11 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from vllm_saga.policy.clients import Rules
+from vllm_saga.policy.identity import salt_tenant
 from vllm_saga.router.backends import Address, AddressError, parse_list
 from vllm_saga.router.calls import is_preamble
+from vllm_saga.router.edge import Edge
 from vllm_saga.router.fleet import Decision, HeldCall, Move
 from vllm_saga.router.health import Health
 from vllm_saga.router.journal import Journal
@@ -245,3 +248,18 @@ def test_the_journal_forgets_who_is_idle_and_who_is_too_many():
     for number in range(2000):
         journal.placed(f"d{number}", None, "none", Decision("a", "new"), 200)
     assert len(journal.decisions(10_000)) == 1000
+
+
+def test_a_salt_names_the_tenant_as_engines_report_it_unless_a_header_does():
+    edge = Edge(Rules(), 10, 60.0)
+
+    def key(headers, body):
+        path = "/v1/chat/completions"
+        return edge.recognise(
+            "c", path, {"x-session-id": "s", **headers}, body, 0.0
+        ).arrival.session
+
+    assert key({}, {"cache_salt": "secret"}) == (salt_tenant("secret"), "s")
+    assert key({"x-tenant-id": "t"}, {"cache_salt": "secret"}) == ("t", "s")
+    for nothing in ({}, {"cache_salt": ""}, {"cache_salt": 7}, None):
+        assert key({}, nothing) == ("", "s")

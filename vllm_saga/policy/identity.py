@@ -12,6 +12,7 @@ _MAX_ID_CHARS = 256
 # A chat template may re-render the end of the generation prompt (`<think>` and the like).
 _RERENDERED_TOKENS = 4
 _ANONYMOUS = "\0"
+_SALT = "salt:"
 
 
 def session_key(tenant: str, session_id: str) -> SessionKey:
@@ -28,6 +29,12 @@ def digest_id(name: str) -> str:
     """What stands for an id that cannot be kept as it is: plain text, and the same everywhere."""
     digest = hashlib.blake2b(name.encode("utf-8", "surrogatepass"), digest_size=20)
     return f"blake2b:{digest.hexdigest()}"
+
+
+def salt_tenant(salt: str) -> str:
+    """What others know a tenant by whose cache salt, a secret, names it."""
+    digest = hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16)
+    return f"{_SALT}{digest.hexdigest()}"
 
 
 def is_anonymous(key: SessionKey) -> bool:

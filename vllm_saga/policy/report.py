@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import hashlib
 from itertools import chain
 from typing import Any
 
-from vllm_saga.policy.identity import is_anonymous, session_key
+from vllm_saga.policy.identity import is_anonymous, salt_tenant, session_key
 from vllm_saga.policy.saga import SagaPolicy
 from vllm_saga.policy.workflow import Session, SessionKey
 
@@ -50,9 +49,14 @@ def stock_report(kv_tokens: int, used_tokens: int) -> dict[str, Any]:
 def end_session(policy: SagaPolicy, tenant: str, session_id: str, now: float) -> bool:
     """A client says that a session is over: it ends now, or with its calls in flight.
 
-    Returns whether there was such a session.
+    tenant: by its own name, or as a report calls it. Returns whether there was such a session.
     """
-    session = policy.table.sessions.get(session_key(tenant, session_id))
+    wanted = session_key(tenant, session_id)
+    sessions = policy.table.sessions
+    session = sessions.get(wanted)
+    if session is None and tenant:
+        alike = (s for key, s in sessions.items() if key[1] == wanted[1])
+        session = next((s for s in alike if _public(policy, s.key) == wanted), None)
     if session is None:
         return False
     policy.end_session(session, now)
@@ -111,6 +115,5 @@ def _public(policy: SagaPolicy, key: SessionKey) -> SessionKey:
     """A session's key without secrets: a tenant known by its cache salt goes by its digest."""
     tenant, name = key
     if tenant and policy.config.tenant_source == "cache_salt":
-        salt = tenant.encode("utf-8", "surrogatepass")
-        tenant = f"salt:{hashlib.blake2b(salt, digest_size=16).hexdigest()}"
+        tenant = salt_tenant(tenant)
     return (tenant, name)

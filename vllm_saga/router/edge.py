@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from vllm_saga.policy.clients import Rules, identify
+from vllm_saga.policy.identity import salt_tenant
 from vllm_saga.policy.messages import MessageLineage, estimate_tokens, shared_prefix
 from vllm_saga.router.fleet import Arrival, SessionKey
 
@@ -47,6 +48,9 @@ class Edge:
         prompt = body if body is not None and path.endswith(_CALLS) else {}
         try:
             caller = identify(headers, body, self.rules)
+            salt = prompt.get("cache_salt")
+            if not caller.tenant and isinstance(salt, str) and salt:
+                caller = replace(caller, tenant=salt_tenant(salt))  # as engines report it
             if caller.session is None:
                 known = self._lineage.recognise(caller.tenant, prompt, now)
                 if known is not None:

@@ -71,9 +71,7 @@ class _Lookups:
         self._map = self._pool.cached_block_hash_to_block = _NotedMap()
         self._found: OrderedDict[int, _Found] = OrderedDict()
 
-    def find_longest_cache_hit(
-        self, block_hashes: Any, max_cache_hit_length: int
-    ) -> Any:
+    def find_longest_cache_hit(self, block_hashes: Any, max_cache_hit_length: int) -> Any:
         if self._pool.cached_block_hash_to_block is not self._map:
             return self._stock(block_hashes, max_cache_hit_length)  # the cache was reset
         found = self._last(block_hashes)
