@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -105,3 +107,11 @@ def test_the_dearer_the_later(seen, again_s, factor):
         model.observe_return(gap)
     assert model.give_way_s(again_s) <= model.give_way_s(factor * again_s)
     assert model.give_way_s(0.0) == 0.0
+
+
+@given(st.lists(st.floats(0.1, 1e4), max_size=30))
+def test_nothing_is_given_up_while_nobody_knows_what_it_costs(gaps):
+    model = GapModel()
+    for gap_s in gaps:
+        model.observe_return(gap_s)
+    assert model.give_way_s(math.inf) == math.inf

@@ -109,11 +109,14 @@ class GapModel:
     def give_way_s(self, break_even_s: float) -> float:
         """Idle seconds after which giving up the KV is expected to be cheaper than holding it.
 
-        break_even_s: seconds of holding that cost as much as computing it again. Holding costs the
-        time until the return, or until the KV is given up; giving it up costs `break_even_s` if the
-        workflow returns. The time with the least expected cost (ski rental with a known
-        distribution of the season: Karlin et al., Algorithmica 11, 1994).
+        break_even_s: seconds of holding that cost as much as computing it again; inf where nobody
+        knows, and nothing is given up. Holding costs the time until the return, or until the KV is
+        given up; giving it up costs `break_even_s` if the workflow returns. The time with the least
+        expected cost (ski rental with a known distribution of the season: Karlin et al.,
+        Algorithmica 11, 1994).
         """
+        if math.isinf(break_even_s):
+            return math.inf
         counts, ends = self._blended()
         later = sum(counts)
         best_s, least = 0.0, later * break_even_s
