@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import sys
 from types import SimpleNamespace
+from typing import get_args, get_type_hints
 
 import msgspec
 import pytest
 from test_equivalence import multi_turn
 from vllm.v1.engine.core import EngineCore
+from vllm.v1.request import RequestStatus
 
 from vllm_saga.engine import control
+from vllm_saga.policy.explain import STATES
 from vllm_saga.router.reports import parse_state
 from vllm_saga.simulator.driver import Driver, make_request
 from vllm_saga.simulator.schedulers import make_scheduler
@@ -29,7 +32,7 @@ def run(scheduler, steps: int = 40) -> Driver:
     return driver
 
 
-def asked(scheduler, op: str = control.STATE, **payload: str):
+def asked(scheduler, op: str = control.STATE, **payload: object):
     """As vLLM asks: through the core, and answered in plain values only."""
     control.install()
     core = SimpleNamespace(scheduler=scheduler)
@@ -49,7 +52,7 @@ def test_a_busy_engine_reports_what_a_router_reads(overlapping):
     assert report.used_tokens > 0 and 0 < report.kv_tokens <= 59 * 16
     assert len(report.held_calls) == scheduler.saga.residency.held_calls > 0
     held = {request.session_id for request in scheduler.waiting}
-    assert {call.session[1] for call in report.held_calls} <= held
+    assert {call.session for call in report.held_calls} <= held
     assert report.sessions and told["saga"] == scheduler.saga.state()
 
 
@@ -117,3 +120,72 @@ def test_without_an_engine_core_there_is_nothing_to_install(monkeypatch):
     monkeypatch.delitem(sys.modules, "vllm.v1.engine.core")
     control.install()
     assert "vllm.v1.engine.core" not in sys.modules
+
+
+def test_every_workflow_of_a_busy_engine_is_told_as_the_scheduler_has_it():
+    scheduler = make_scheduler("saga", blocks=60)
+    run(scheduler)
+    told = asked(scheduler, control.WORKFLOWS, limit=100)
+    assert told["scheduler"] == "saga" and told["running"] == len(scheduler.running)
+    assert told["waiting"] == len(scheduler.waiting)
+    running = {request.session_id for request in scheduler.running}
+    by_state = {state: set() for state in STATES}
+    for workflow in told["workflows"]:
+        by_state[workflow["state"]].add(workflow["id"])
+    assert by_state["running"] == running
+    assert len(by_state["held"]) == scheduler.saga.residency.held_workflows > 0
+    assert told["pool"]["residents"] == len(scheduler.saga.residency.residents)
+    name = next(iter(by_state["held"]))
+    held = asked(scheduler, control.WORKFLOW, name=name)["workflow"]
+    assert held["waits_for"]["runs_within_s"] > 0 and held["decisions"]
+    assert asked(scheduler, control.WORKFLOW, name=name, tenant="else")["workflow"] is None
+    assert asked(scheduler, control.WORKFLOWS, tenant="else")["total"] == 0
+
+
+def test_the_first_held_enters_when_the_one_it_waits_for_has_gone():
+    scheduler = make_scheduler("saga", blocks=60)
+    driver = Driver(scheduler)
+    for name in ("a", "b"):
+        driver.add(make_request(name, [ord(name)] * 600, 30, session_id=name))
+    driver.step()
+    (held,) = asked(scheduler, control.WORKFLOWS, state="held")["workflows"]
+    assert held["id"] == "b" and held["waits_for"]["what"] == "room"
+    scheduler.finish_requests("a", RequestStatus.FINISHED_ABORTED)
+    asked(scheduler, control.END, tenant="", session="a")
+    assert asked(scheduler, control.WORKFLOW, name="b")["workflow"]["waits_for"]["what"] == "step"
+    driver.step()
+    assert asked(scheduler, control.WORKFLOW, name="b")["workflow"]["state"] == "running"
+
+
+def test_an_engine_that_schedules_as_stock_has_no_workflows():
+    scheduler = make_scheduler("saga", blocks=60)
+    scheduler.saga = None
+    assert asked(scheduler, control.WORKFLOWS) == {
+        "scheduler": "stock",
+        "running": 0,
+        "waiting": 0,
+    }
+    assert asked(scheduler, control.WORKFLOW, name="s") == {"workflow": None}
+
+
+def test_a_question_that_fails_costs_the_answer_only(monkeypatch):
+    scheduler = make_scheduler("saga", blocks=60)
+    driver = run(scheduler)
+    monkeypatch.setattr(scheduler.saga.share, "line", lambda now: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        asked(scheduler, control.WORKFLOWS)
+    assert scheduler.saga is not None and not scheduler.saga_failures
+    driver.drain(20_000, dt=0.02)
+
+
+@pytest.mark.parametrize(
+    "payload", [{"limit": -1}, {"limit": 501}, {"state": "ill"}, {"tenant": 1}]
+)
+def test_listings_of_something_else_are_refused(payload):
+    with pytest.raises(ValueError, match=r"Expected|Invalid"):
+        asked(make_scheduler("saga"), control.WORKFLOWS, **payload)
+
+
+def test_every_state_can_be_asked_for():
+    states = get_type_hints(control.Listing)["state"]
+    assert set(get_args(get_args(states)[0])) == set(STATES)

@@ -5,11 +5,16 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+from io import StringIO
 from typing import Any
 
 import pytest
+from rich.console import Console
 
 from benchmarks.live.server import scrape
+from vllm_saga.client import Client as DoctorClient
+from vllm_saga.doctor.server import check_server
+from vllm_saga.top.view import frame
 
 FLAGS = ("--middleware", "vllm_saga.server.SessionHeaders")
 TASK = "Fix the bug in the parser, then run the tests. " * 8
@@ -28,11 +33,14 @@ async def post(client, path: str, body: dict[str, Any], **headers: str) -> str:
         return text
 
 
-async def get_state(client, **headers: str) -> dict[str, Any]:
-    url = f"{client.server.url}/v1/saga/state"
-    async with client.http.get(url, headers=headers) as answer:
+async def get_json(client, path: str, **headers: str) -> dict[str, Any]:
+    async with client.http.get(client.server.url + path, headers=headers) as answer:
         assert answer.status == 200, await answer.text()
         return json.loads(await answer.text())
+
+
+async def get_state(client, **headers: str) -> dict[str, Any]:
+    return await get_json(client, "/v1/saga/state", **headers)
 
 
 async def end(client, session: str, **headers: str) -> bool:
@@ -68,6 +76,35 @@ async def codex(client, **headers: str) -> None:
 async def sessions_of(client) -> set[tuple[str, str]]:
     state = await get_state(client)
     return {(tenant, name) for tenant, name in state["sessions"]}
+
+
+async def workflows_say_what_they_wait_for(client) -> None:
+    told = await get_json(client, "/v1/saga/workflows")
+    states = {workflow["id"]: workflow["state"] for workflow in told["workflows"]}
+    causes = [w["waits_for"] for w in told["workflows"] if w["state"] == "held"]
+    assert "running" in states.values() and causes
+    assert [cause["ahead"] for cause in causes] == list(range(len(causes)))
+    assert causes[0]["short_blocks"] > 0 and causes[0]["needed_blocks"] > 2000 // 32
+    # The last one in line, which is held a while yet.
+    last = told["workflows"][len(causes) - 1]["id"]
+    found = await get_json(client, f"/v1/saga/workflows/{last}")
+    assert found["decisions"][0]["what"] == "held" and found["predicted"]["calls_left"] >= 1
+    url = f"{client.server.url}/v1/saga/workflows"
+    async with client.http.get(f"{url}/{last}", headers={"x-tenant-id": "other"}) as answer:
+        assert answer.status == 404
+    mine = await get_json(client, "/v1/saga/workflows", **{"x-tenant-id": "t"})
+    assert {workflow["tenant"] for workflow in mine["workflows"]} <= {"t"}
+
+
+async def operators_see_and_check_it(client) -> None:
+    told = await get_json(client, "/v1/saga/workflows?limit=500")
+    console = Console(width=100, file=StringIO())
+    console.print(frame(told, client.server.url, 100, 100))
+    assert "codex-1" in console.file.getvalue() and "KV pool" in console.file.getvalue()
+    async with DoctorClient(client.server.url) as asked:
+        found = {finding.check: finding for finding in await check_server(asked)}
+    wanted = ("server", "scheduler", "prefix caching", "KV pool", "middleware")
+    assert {found[check].level for check in wanted} == {"ok"}, found
 
 
 async def test_clients_are_known_by_their_headers_and_sessions_end(serve):
@@ -109,7 +146,9 @@ async def test_clients_are_known_by_their_headers_and_sessions_end(serve):
             held = {call["session"]: call for call in state["held_calls"]}
         assert held and held.keys() <= {f"s{n}" for n in range(12)}
         assert all(call["new"] and call["tokens"] == 2000 for call in held.values())
+        await workflows_say_what_they_wait_for(client)
         await busy
+        await operators_see_and_check_it(client)
 
         metrics = await scrape(client.http, client.server.url)
         assert metrics["vllm:saga_id_conflicts_total"] == 1

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import pytest
+
 from vllm_saga.config import SagaConfig
 from vllm_saga.policy.saga import SagaPolicy
 from vllm_saga.policy.workflow import Arrival
@@ -63,6 +65,8 @@ def check_integrity(policy: SagaPolicy) -> None:
             assert workflow.resident or not context.counted
             counted |= set(context.chain[: context.counted])
     assert len(residency.ledger) == len(counted)
+    parts = sum(residency.ledger.part_of(c) for w in workflows for c in w.contexts())
+    assert parts == pytest.approx(len(counted))
     promised = sum(w.next_blocks for w in residency.residents)
     loose = sum(call.loose_blocks for call in policy.calls.values())
     assert residency.loose_blocks == loose

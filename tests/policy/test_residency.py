@@ -102,7 +102,7 @@ def test_every_hold_ends_at_its_deadline():
     policy.on_arrival(arrival("b", prompt(2, 15), "b"), 1.0)
     assert policy.on_step(5.9) == []
     assert policy.on_step(6.0) == ["b"]
-    assert policy.counters["forced"] == 1
+    assert policy.state()["forced"] == 1
 
 
 def test_who_is_in_mid_task_may_be_given_a_shorter_deadline():
@@ -331,7 +331,7 @@ def test_who_is_overdue_in_a_full_pool_runs_one_call_and_displaces_nobody():
     policy.on_arrival(arrival("b", prompt(2, 50), "s2"), 1.0)
     assert policy.on_step(10.9) == [] and policy.is_held("b")
     assert policy.on_step(11.1) == ["b"]
-    assert policy.counters["forced"] == 1 and policy.counters["displaced"] == 0
+    assert policy.state()["forced"] == 1 and policy.state()["displaced"] == 0
     assert len(policy.residency.residents) == 1
     check_integrity(policy)
     policy.on_finish("b", 50 * BLOCK, 12.0)

@@ -42,7 +42,8 @@ class Mover(BasePlacer):
     def move(self, source: Engine, target: Engine) -> None:
         call = self.placed[-1]
         assert call.session is not None
-        self.moves = [Move(call.session, source.name, target.name, (call.call_id,), "stolen")]
+        calls = (call.call_id,)
+        self.moves = [Move(call.session, source.name, target.name, calls, "stolen", 3.0, 0.5)]
 
 
 @pytest.mark.parametrize("headers_first", [True, False])
@@ -67,6 +68,8 @@ async def test_a_held_call_is_taken_back_and_answered_elsewhere(headers_first):
     assert len(placer.placed) == 1
     assert "saga_router_withdrawn_total 1.0" in metrics
     assert 'saga_router_moves_total{reason="stolen"} 1.0' in metrics
+    assert "saga_router_move_saved_seconds_total 3.0" in metrics
+    assert "saga_router_move_cost_seconds_total 0.5" in metrics
 
 
 async def test_a_call_whose_answer_has_begun_stays():

@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
-from vllm_saga.engine.control import END, STATE
+from vllm_saga.engine.control import END, STATE, WORKFLOW, WORKFLOWS
 from vllm_saga.server.endpoints import SagaEndpoints
 
 REPORT = {
@@ -110,3 +110,69 @@ async def test_other_failures_are_not_mistaken_for_stock():
         client.get("/v1/saga/state")
     client = await client_of(SimpleNamespace())
     assert "no way to ask" in client.get("/v1/saga/state").text
+
+
+def workflow(name: str, state: str = "gap", tenant: str = "", idle_s: float | None = 1.0):
+    return {"id": name, "tenant": tenant, "state": state, "idle_s": idle_s}
+
+
+def answer_of(*workflows: dict[str, object]) -> dict[str, object]:
+    used = {"weight": 1.0, "gpu_s": 2.0, "waiting": 1.0}
+    return {
+        "scheduler": "saga", "running": 1, "waiting": 2, "total": len(workflows),
+        "workflows": list(workflows), "counts": {}, "pool": {"capacity_blocks": 9},
+        "tenants": {"t": used},
+    }  # fmt: skip
+
+
+async def test_workflows_of_all_ranks_are_one_list_by_state():
+    ranks = answer_of(workflow("a", "running"), workflow("b")), answer_of(workflow("c", "held"))
+    engines = Engines(*ranks)
+    client = await client_of(engines)
+    told = client.get("/v1/saga/workflows?state=&limit=2").json()
+    assert engines.asked == [
+        ("saga_control", WORKFLOWS, {"tenant": None, "state": None, "limit": 2})
+    ]
+    assert [(w["engine"], w["id"]) for w in told["workflows"]] == [("1", "c"), ("0", "a")]
+    assert told["total"] == 3
+    assert [(e["engine"], e["pool"]["capacity_blocks"]) for e in told["engines"]] == [
+        ("0", 9), ("1", 9),
+    ]  # fmt: skip
+    assert told["tenants"] == {"t": {"weight": 1.0, "gpu_s": 4.0, "waiting": 2.0}}
+    second = client.get("/v1/saga/workflows", headers={"X-data-parallel-rank": "1"}).json()
+    assert [w["id"] for w in second["workflows"]] == ["c"]
+
+
+async def test_a_stock_rank_is_told_without_workflows():
+    client = await client_of(Engines({"scheduler": "stock", "running": 3, "waiting": 0}))
+    told = client.get("/v1/saga/workflows").json()
+    assert told["total"] == 0 and told["engines"][0]["scheduler"] == "stock"
+
+
+@pytest.mark.parametrize("query", ["state=ill", "limit=-1", "limit=501", "limit=x"])
+async def test_a_wrong_query_names_its_field(query):
+    engines = Engines(answer_of())
+    answer = (await client_of(engines)).get(f"/v1/saga/workflows?{query}")
+    assert answer.status_code == 400 and query.partition("=")[0] in answer.text
+    assert not engines.asked
+
+
+async def test_the_tenant_header_decides_who_is_told_what():
+    engines = Engines(answer_of())
+    client = await client_of(engines, tenant_header="x-team")
+    client.get("/v1/saga/workflows?tenant=u", headers={"x-team": "t"})
+    client.get("/v1/saga/workflows?tenant=u", headers={"x-team": ""})
+    client.get("/v1/saga/workflows?tenant=u")
+    client.get("/v1/saga/workflows", headers={"x-tenant-id": "t"})
+    assert [asked["tenant"] for _, _, asked in engines.asked] == ["t", "", "u", None]
+
+
+async def test_one_workflow_is_found_where_it_made_a_call_last():
+    moved = workflow("a", idle_s=30.0), workflow("a", "running", idle_s=None)
+    engines = Engines(*({"workflow": found} for found in (moved[0], None, moved[1])))
+    client = await client_of(engines)
+    told = client.get("/v1/saga/workflows/a%2Fb:c", headers={"x-tenant-id": "t"}).json()
+    assert told == {"engine": "2", **moved[1]}
+    assert engines.asked == [("saga_control", WORKFLOW, {"name": "a/b:c", "tenant": "t"})]
+    client = await client_of(Engines({"workflow": None}))
+    assert client.get("/v1/saga/workflows/a").status_code == 404

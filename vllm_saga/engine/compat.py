@@ -25,6 +25,7 @@ _METHODS: dict[type, dict[str, tuple[str, ...]]] = {
         "reset_prefix_cache": ("reset_running_requests", "reset_connector"),
         "get_request_counts": (),
         "get_kv_cache_usage": (),
+        "make_stats": (),
         "shutdown": (),
     },
     RequestQueue: {

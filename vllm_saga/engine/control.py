@@ -7,8 +7,13 @@ scheduler's own thread, between two steps.
 from __future__ import annotations
 
 import sys
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Set
+from typing import Annotated, Any, Literal
+
+import msgspec
+
+from vllm_saga.policy.explain import MAX_LIMIT, Explainer
+from vllm_saga.policy.saga import SagaPolicy
 
 #: The method of `EngineCore` that answers: (op, payload) -> plain values.
 METHOD = "saga_control"
@@ -16,6 +21,25 @@ METHOD = "saga_control"
 STATE = "state"
 #: op: the session `{"tenant", "session"}` is over; answers `{"ended": whether it was there}`.
 END = "end"
+#: op: the workflows that `Listing` asks for; answers what `policy.overview.of_engine` reads.
+WORKFLOWS = "workflows"
+#: op: the workflow that `Named` asks for; answers `{"workflow": its values or None}`.
+WORKFLOW = "workflow"
+
+
+class Listing(msgspec.Struct):
+    """Workflows of `tenant` (None: of all) that are in `state` (None: any), so many at most."""
+
+    tenant: str | None = None
+    state: Literal["held", "queued", "running", "gap", "presumed_ended"] | None = None
+    limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_LIMIT)] = 100
+
+
+class Named(msgspec.Struct):
+    """The workflow of `tenant` (None: of any) that has a session called `name`."""
+
+    name: str
+    tenant: str | None = None
 
 
 class ControlError(RuntimeError):
@@ -46,6 +70,32 @@ def read_end(op: str, payload: Mapping[str, Any]) -> tuple[str, str]:
     if op != END or not all(isinstance(name, str) for name in names):
         raise ValueError(f"saga: no such message: {op!r} with {sorted(payload)}")
     return names  # type: ignore[return-value]
+
+
+def explain(
+    saga: SagaPolicy | None,
+    op: str,
+    payload: Mapping[str, Any],
+    now: float,
+    running: Set[str],
+    waiting: int,
+) -> dict[str, Any]:
+    """The answer to `WORKFLOWS` or `WORKFLOW`; `saga` is None where the engine schedules as stock.
+
+    running: ids of the calls that the engine computes; waiting: how many it does not, held or not.
+
+    Raises:
+        ValueError: the payload asks for something else.
+    """
+    if op == WORKFLOW:
+        named = msgspec.convert(dict(payload), Named)
+        told = saga and Explainer(saga, now, running, named.tenant).workflow(named.name)
+        return {"workflow": told or None}
+    asked = msgspec.convert(dict(payload), Listing)
+    calls = {"scheduler": "saga" if saga else "stock", "running": len(running), "waiting": waiting}
+    if saga is None:
+        return calls
+    return calls | Explainer(saga, now, running, asked.tenant).workflows(asked.state, asked.limit)
 
 
 async def ask(engine_client: Any, op: str, payload: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -21,6 +21,7 @@ from vllm_saga.engine.blocks import RetentionQueue
 from vllm_saga.engine.hints import read_arrival
 from vllm_saga.engine.memory import GraphFile, of_rank
 from vllm_saga.engine.queue import WorkflowQueue
+from vllm_saga.engine.stats import Reporter, is_heard, put
 from vllm_saga.engine.timing import StepTimer
 from vllm_saga.engine.tools import ToolReader
 from vllm_saga.policy.hints import HintLimits, no_counts
@@ -62,6 +63,7 @@ class SagaMixin(_Upstream):
             enabled=config.hints, max_ttl_s=config.max_hint_s, max_gap_s=config.max_hint_s
         )
         self._timer = StepTimer()
+        self._reporter = Reporter() if is_heard() else None
         self._graph_file: GraphFile | None = None
         if not self.cache_config.enable_prefix_caching:
             logger.warning(
@@ -148,8 +150,14 @@ class SagaMixin(_Upstream):
         if done and self.saga is not None:
             if self._free_queue is not None:
                 self._free_queue.disown_all()
-            self._guarded(lambda saga: saga.reset())
+            self._guarded(lambda saga: saga.reset(self._now()))
         return done
+
+    def make_stats(self, *args: Any, **kwargs: Any) -> Any:
+        stats = super().make_stats(*args, **kwargs)
+        if stats is not None and self._reporter is not None:
+            self._report(self._reporter, stats)
+        return stats
 
     def shutdown(self, *args: Any, **kwargs: Any) -> None:
         if self._graph_file is not None and self.saga is not None:
@@ -173,9 +181,16 @@ class SagaMixin(_Upstream):
             counts = {"started": self.started, "running": running, "waiting": waiting}
             told = self._guarded(lambda saga: report(saga, now))
             return counts | (self._stock_report() if told is None else told)
+        if op in (control.WORKFLOWS, control.WORKFLOW):
+            return self._explain(op, payload, now)
         tenant, session = control.read_end(op, payload)
         ended = self._guarded(lambda saga: end_session(saga, tenant, session, now))
         return {"ended": bool(ended)}
+
+    def _explain(self, op: str, payload: Mapping[str, Any], now: float) -> dict[str, Any]:
+        """Not guarded: it changes nothing, so a fault in it ends the question, not the policy."""
+        running = {request.request_id for request in self.running}
+        return control.explain(self.saga, op, payload, now, running, len(self.waiting))
 
     def _stock_report(self) -> dict[str, Any]:
         kv_tokens = self._usable_blocks() * self.hash_block_size
@@ -224,6 +239,16 @@ class SagaMixin(_Upstream):
         file = self._graph_file
         if file is not None:
             self._guarded(lambda saga: file.maybe_save(saga.classes, now, idle))
+
+    def _report(self, reporter: Reporter, stats: Any) -> None:
+        now = self._now()
+        if not reporter.is_due(now, idle=not self.requests):
+            return
+        try:
+            put(reporter.make(self.saga, self.hint_counts, self.saga_failures, now), stats)
+        except Exception:
+            self._reporter = None
+            logger.exception("saga: no metrics from here on. Please report this.")
 
     def _is_tight(self) -> bool:
         """Whether this step may have to preempt: about one new block per running call."""

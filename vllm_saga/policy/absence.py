@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from vllm_saga.policy import decisions, tally
 from vllm_saga.policy.agenda import Agenda
 from vllm_saga.policy.price import Price
 from vllm_saga.policy.residency import Residency
 from vllm_saga.policy.retention import Retention
+from vllm_saga.policy.tally import Tally
 from vllm_saga.policy.workflow import Workflow, WorkflowTable
 
 _Absence = tuple[Workflow, float]
@@ -34,16 +36,17 @@ class Absences:
         price: Price,
         retention: Retention,
         give_up: float,
+        counts: Tally,
     ) -> None:
         self._residency = residency
         self._retention = retention
         self._table = table
         self._price = price
         self._give_up = give_up
+        self._counts = counts
         self._ends: Agenda[_Absence] = Agenda(self._lasts)
         self._ways: Agenda[_Absence] = Agenda(self._lasts_as_resident)
         self._busy_at = 0.0
-        self.gave_way = 0
 
     def __len__(self) -> int:
         return len(self._ends) + len(self._ways)
@@ -57,9 +60,10 @@ class Absences:
             workflow.agent.retract_end_after(workflow.tool, workflow.calls_done)
         gap_s = now - workflow.idle_since
         gaps = workflow.agent.gaps_after(workflow.tool)
-        declared_s = _declared_gap_s(workflow)
+        expected_s, declared_s = gaps.quantile_s(0.5), _declared_gap_s(workflow)
+        self._count_gap(gap_s, expected_s)
         if declared_s is not None:
-            workflow.agent.declared_gaps.observe(declared_s, gaps.quantile_s(0.5), gap_s)
+            workflow.agent.declared_gaps.observe(declared_s, expected_s, gap_s)
         gaps.observe_return(gap_s)
         self._retention.on_return(workflow, gap_s)
         return gap_s
@@ -67,6 +71,7 @@ class Absences:
     def rest(self, workflow: Workflow, now: float) -> None:
         """A workflow has no call in flight: it is in a gap, or it has ended."""
         if not workflow.sessions:
+            workflow.idle_since = now
             self.end(workflow)
             return
         self._table.rest(workflow, now)
@@ -88,6 +93,7 @@ class Absences:
                 agent.declared_calls.observe(*workflow.first_declared, calls)
             agent.observe_end_after(workflow.tool, calls)
             self._retention.on_end(workflow)
+            self._counts.see(tally.TASK_S, workflow.idle_since - workflow.began_at)
 
     def presume_ends(self, now: float) -> None:
         """Workflows away for longer than their class's patience have most likely ended."""
@@ -95,6 +101,7 @@ class Absences:
             workflow = over[1][0]
             self.end(workflow)
             workflow.stale = True
+            workflow.note(now, decisions.PRESUMED_ENDED, decisions.AWAY)
 
     def note_busy(self, now: float) -> None:
         """The engine has something to run, or nothing is held."""
@@ -106,7 +113,7 @@ class Absences:
         if now - self._busy_at >= _IDLE_ENGINE_S and residents:
             cheapest = min(residents, key=self._price.again_s)
             if now - self._busy_at >= self._price.again_s(cheapest):
-                self._leave(cheapest)
+                self._leave(cheapest, decisions.IDLE_ENGINE, now)
 
     def give_way(self, blocks: int, now: float) -> None:
         """Residents who are away too long for their KV's worth leave, if that frees `blocks`."""
@@ -119,7 +126,7 @@ class Absences:
             if most < blocks:
                 self._ways.add(when, absence, len(self._table.idle))
             else:
-                self._leave(absence[0])
+                self._leave(absence[0], decisions.WORTH_LESS, now)
 
     def _limits_s(self, workflow: Workflow) -> tuple[float, float]:
         """Idle seconds after which it is presumed to have ended, and after which it gives way."""
@@ -135,9 +142,18 @@ class Absences:
         late_s = _LATE * declared_s
         return max(patience, late_s), 0.0 if declared_s > break_even else late_s
 
-    def _leave(self, workflow: Workflow) -> None:
+    def _leave(self, workflow: Workflow, why: str, now: float) -> None:
         self._residency.leave(workflow)
-        self.gave_way += 1
+        workflow.note(now, decisions.GAVE_WAY, why)
+        idle_engine = why == decisions.IDLE_ENGINE
+        self._counts.add(tally.LOST_PLACE, tally.IDLE_ENGINE if idle_engine else tally.GAVE_WAY)
+
+    def _count_gap(self, gap_s: float, expected_s: float) -> None:
+        self._counts.see(tally.GAP_S, gap_s)
+        error_s = gap_s - expected_s
+        self._counts.see(
+            tally.GAP_ERROR_S, abs(error_s), tally.LATER if error_s > 0.0 else tally.SOONER
+        )
 
     def _lasts(self, absence: _Absence) -> bool:
         workflow, since = absence

@@ -46,7 +46,7 @@ class Contexts:
             if best.tokens:
                 agent.observe_reuse(min(best_common * self._block_size / best.tokens, 1.0))
             self._ledger.uncount(best, keep=best_common)
-            best.chain = arrival.chain
+            best.chain, best.common = arrival.chain, best_common
             return best
         self.retire(session, now)
         agent.observe_first_chain(arrival.chain)

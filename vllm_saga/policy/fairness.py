@@ -214,6 +214,16 @@ class FairShare:
             self._first = None if best is None else best.head().workflow
         return self._first
 
+    def line(self, now: float) -> list[Any]:
+        """The workflows that wait, in the order in which they would be let in, were it all now."""
+        ranked = [
+            ((wait.priority, lead_s, wait.new, calm, wait.turn, wait.order), wait.workflow)
+            for account in self._competing
+            for lead_s, calm in (self._place(account, now),)
+            for wait in account.waiting.values()
+        ]
+        return [workflow for _, workflow in sorted(ranked, key=lambda entry: entry[0])]
+
     def place(self, tenant: str, now: float) -> Place:
         """Where `tenant` stands among those that wait, or would if it did."""
         account = self._kept.get(tenant) or self._accounts.get(tenant) or self._kept[OTHER]

@@ -37,6 +37,11 @@ def salt_tenant(salt: str) -> str:
     return f"{_SALT}{digest.hexdigest()}"
 
 
+def anonymous_id(call_id: str) -> str:
+    """What stands for the id of a session that no client named: its first call's."""
+    return _ANONYMOUS + call_id
+
+
 def is_anonymous(key: SessionKey) -> bool:
     """Whether a session is known by its content only: no client ever named it."""
     return key[1].startswith(_ANONYMOUS)
@@ -129,7 +134,7 @@ class Identity:
                     agent.observe_anonymous_continued()
                 return context.session
         agent.observe_anonymous_first()
-        key = (arrival.tenant, _ANONYMOUS + arrival.call_id)
+        key = (arrival.tenant, anonymous_id(arrival.call_id))
         return table.create(key, agent, known=agent.agentic)
 
     def _parent(self, arrival: Arrival, agent: AgentClass) -> Session | None:

@@ -56,7 +56,7 @@ def end_session(policy: SagaPolicy, tenant: str, session_id: str, now: float) ->
     session = sessions.get(wanted)
     if session is None and tenant:
         alike = (s for key, s in sessions.items() if key[1] == wanted[1])
-        session = next((s for s in alike if _public(policy, s.key) == wanted), None)
+        session = next((s for s in alike if public_key(policy, s.key) == wanted), None)
     if session is None:
         return False
     policy.end_session(session, now)
@@ -75,7 +75,7 @@ def _held_calls(policy: SagaPolicy, now: float) -> list[dict[str, Any]]:
             break
         session = call.context.session
         if call.call_id in session.workflow.held and not is_anonymous(session.key):
-            tenant, name = _public(policy, session.key)
+            tenant, name = public_key(policy, session.key)
             held.append(
                 {
                     "tenant": tenant,
@@ -105,13 +105,13 @@ def _sessions(policy: SagaPolicy) -> list[SessionKey]:
             continue
         for key, session in workflow.sessions.items():
             if session.contexts and not is_anonymous(key) and not _is_new(session):
-                found.append(_public(policy, key))
+                found.append(public_key(policy, key))
                 if len(found) == MAX_SESSIONS:
                     return found
     return found
 
 
-def _public(policy: SagaPolicy, key: SessionKey) -> SessionKey:
+def public_key(policy: SagaPolicy, key: SessionKey) -> SessionKey:
     """A session's key without secrets: a tenant known by its cache salt goes by its digest."""
     tenant, name = key
     if tenant and policy.config.tenant_source == "cache_salt":

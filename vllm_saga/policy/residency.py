@@ -58,6 +58,26 @@ class BlockLedger:
             holders[block_hash] = holders.get(block_hash, 0) + 1
         context.counted = length
 
+    def part_of(self, context: Context) -> float:
+        """Blocks counted for the context, each divided by the number of contexts that have it."""
+        holders, chain, end = self._holders, context.chain, context.counted
+        part, start = 0.0, 0
+        while start < end:
+            # Who has a block has all before it: the further on, the fewer.
+            many = holders[chain[start]]
+            if holders[chain[end - 1]] == many:
+                return part + (end - start) / many
+            low, high = start + 1, end - 1
+            while low < high:
+                middle = (low + high) // 2
+                if holders[chain[middle]] == many:
+                    low = middle + 1
+                else:
+                    high = middle
+            part += (low - start) / many
+            start = low
+        return part
+
     def uncount(self, context: Context, keep: int = 0) -> None:
         """Give back what is counted of the context beyond its first `keep` blocks."""
         holders = self._holders
@@ -126,13 +146,17 @@ class Residency:
 
     def shortfall(self, workflow: Workflow) -> int:
         """Blocks that would have to leave before a workflow that is not resident fits."""
-        blocks = sum(self.ledger.missing(context.chain) for context in workflow.contexts())
-        blocks += self._next_blocks(workflow)
+        blocks = self.needed_blocks(workflow)
         if not workflow.was_resident and (self.tight or workflow.agent.sure >= _FORESEEN):
             z = self._z if self.tight else -_FORESIGHT_Z
             weight = _UNKNOWN + (1.0 - _UNKNOWN) * workflow.agent.sure
             blocks += int(weight * self._outlook.most(self._growth(workflow, blocks), z))
         return self.used_blocks + blocks - self.capacity
+
+    def needed_blocks(self, workflow: Workflow) -> int:
+        """What a workflow that is not resident would add to `used_blocks`, later growth aside."""
+        missing = sum(self.ledger.missing(context.chain) for context in workflow.contexts())
+        return missing + self._next_blocks(workflow)
 
     def enter(self, workflow: Workflow) -> None:
         """Make `workflow` resident, whatever the budget says."""
@@ -169,20 +193,20 @@ class Residency:
         counted = sum(context.counted for context in workflow.contexts())
         return counted + workflow.next_blocks
 
-    def make_room(self, caller: Workflow) -> int:
-        """The residents may have outgrown the pool: the youngest idle ones leave; returns how many.
+    def make_room(self, caller: Workflow) -> list[Workflow]:
+        """The residents may have outgrown the pool: the youngest idle ones leave; returns them.
 
         Only what is held and the next calls count here, not later growth: otherwise a change of
         forecast would cost a workflow its place.
         """
-        left = 0
+        left: list[Workflow] = []
         while self.used_blocks > self.capacity:
             idle = [w for w in self.residents if not w.calls and w is not caller]
             if not idle:
                 break
-            self.leave(max(idle, key=lambda w: (w.priority, w.seq)))
-            left += 1
-        self.tight |= left > 0
+            left.append(max(idle, key=lambda w: (w.priority, w.seq)))
+            self.leave(left[-1])
+        self.tight |= bool(left)
         return left
 
     def hold(self, workflow: Workflow, call_id: str, now: float, turn: float) -> None:

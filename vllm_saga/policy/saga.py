@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from vllm_saga.config import SagaConfig
+from vllm_saga.policy import decisions, tally
 from vllm_saga.policy.absence import Absences
 from vllm_saga.policy.contexts import Contexts
 from vllm_saga.policy.cost import CostModel
@@ -15,6 +16,7 @@ from vllm_saga.policy.meter import Meter
 from vllm_saga.policy.price import Price
 from vllm_saga.policy.residency import Residency
 from vllm_saga.policy.retention import KeepRank, choose
+from vllm_saga.policy.tally import Tally
 from vllm_saga.policy.toolgraph import JOINT, SUBAGENTS, node_name
 from vllm_saga.policy.workflow import Arrival, Call, Context, Session, Workflow, WorkflowTable
 
@@ -59,8 +61,10 @@ class SagaPolicy:
         give_up = config.give_up_probability
         self._contexts = Contexts(self.residency.ledger, lineage, block_size, give_up)
         self.retention = choose(config.retention, self.residency, price)
-        self._absences = Absences(self.residency, self.table, price, self.retention, give_up)
-        self.counters = dict.fromkeys(("holds", "forced", "displaced", "sessions_ended"), 0)
+        self.tally = Tally()
+        self._absences = Absences(
+            self.residency, self.table, price, self.retention, give_up, self.tally
+        )
 
     # -- events ---------------------------------------------------------------------------------
 
@@ -81,6 +85,11 @@ class SagaPolicy:
             self._join(context, now)
         tail = self._prompt_tail(arrival)
         call = Call(arrival.call_id, context, arrival.prompt_tokens, arrival.last, tail, gap_s)
+        # Of what has run the last token is not in the cache.
+        had = min(context.common * self.block_size, max(context.tokens - 1, 0))
+        call.reused_tokens = (
+            min(had, arrival.prompt_tokens - 1) // self.block_size * self.block_size
+        )
         context.call = call
         workflow.calls[call.call_id] = self.calls[call.call_id] = call
         self._admit_or_hold(workflow, call, now)
@@ -101,7 +110,9 @@ class SagaPolicy:
         context.call = None
         context.idle_since = now
         self._meter.hold(workflow, now)
-        if not self.residency.withdraw(workflow, call_id):
+        if self.residency.withdraw(workflow, call_id):
+            self.tally.add(tally.ABORTED)
+        else:
             self._meter.run(call, total_tokens, now)
             growth_tokens = self._contexts.extend(context, call, total_tokens)
             workflow.agent.observe_output(max(total_tokens - call.prompt_tokens, 0))
@@ -122,6 +133,10 @@ class SagaPolicy:
         call = self.calls.get(call_id)
         if call is not None:
             call.cached_tokens = cached_tokens
+            lost = max(call.reused_tokens - cached_tokens, 0)
+            call.context.session.workflow.lost_tokens += lost
+            self.tally.add(tally.RESUMED_TOKENS, tally.LOST, lost)
+            self.tally.add(tally.RESUMED_TOKENS, tally.HIT, call.reused_tokens - lost)
 
     def on_step(self, now: float) -> list[str]:
         """Time has passed: retire who is away too long, let in who fits.
@@ -141,6 +156,8 @@ class SagaPolicy:
         released: list[str] = []
         while (entrant := self._next_to_enter(now)) is not None:
             held_s = now - entrant.held_since
+            kind = tally.BEGUN if entrant.calls_done else tally.NEW
+            self.tally.see(tally.HOLD_S, held_s, kind)
             overdue = now >= entrant.held_until
             if entrant.was_resident:
                 self.retention.on_release(entrant, held_s)
@@ -150,7 +167,8 @@ class SagaPolicy:
             if fits:
                 self._let_in(entrant, calls, now)
             else:
-                self.counters["forced"] += 1
+                self.tally.add(tally.FORCED)
+                entrant.note(now, decisions.FORCED, decisions.OVERDUE)
                 self._let_visit(calls, now)
             released += call_ids
         return released
@@ -169,11 +187,12 @@ class SagaPolicy:
             self.table.wake(workflow)
             self._absences.end(workflow)
 
-    def reset(self) -> None:
+    def reset(self, now: float) -> None:
         """The prefix cache was emptied: nothing is cached any more, and nobody holds a block."""
         for workflow in list(self.residency.residents):
             if not workflow.calls:
                 self.residency.leave(workflow)
+                workflow.note(now, decisions.LEFT, decisions.EMPTIED)
 
     # -- questions ------------------------------------------------------------------------------
 
@@ -218,8 +237,11 @@ class SagaPolicy:
             "ledger_blocks": len(self.residency.ledger),
             "used_blocks": self.residency.used_blocks,
             "capacity_blocks": self.residency.capacity,
-            "gave_way": self._absences.gave_way,
-            **self.counters,
+            "gave_way": self.tally.count(tally.LOST_PLACE, tally.GAVE_WAY, tally.IDLE_ENGINE),
+            "holds": self.tally.count(tally.HOLDS, tally.NO_ROOM, tally.IN_LINE),
+            "forced": self.tally.count(tally.FORCED),
+            "displaced": self.tally.count(tally.LOST_PLACE, tally.DISPLACED),
+            "sessions_ended": self.tally.count(tally.ENDED),
         }
 
     # -- admission ------------------------------------------------------------------------------
@@ -229,14 +251,18 @@ class SagaPolicy:
         if not self.config.residency or workflow.resident:
             self._let_in(workflow, [call], now)
         elif workflow.held or residency.held_workflows:
+            if not workflow.held:
+                workflow.note(now, decisions.HELD, decisions.IN_LINE)
             self._hold(workflow, call, now)
         elif not workflow.known or residency.fits(workflow):
             self._let_in(workflow, [call], now)
         else:
+            workflow.note(now, decisions.HELD, decisions.NO_ROOM, residency.shortfall(workflow))
             self._hold(workflow, call, now)
 
     def _hold(self, workflow: Workflow, call: Call, now: float) -> None:
-        self.counters["holds"] += 1
+        in_line = bool(workflow.held or self.residency.held_workflows)
+        self.tally.add(tally.HOLDS, tally.IN_LINE if in_line else tally.NO_ROOM)
         if not self.residency.held_calls:
             self._absences.note_busy(now)
         self.residency.hold(workflow, call.call_id, now, self._turn(workflow, call))
@@ -266,6 +292,8 @@ class SagaPolicy:
     def _let_in(self, workflow: Workflow, calls: list[Call], now: float) -> None:
         residency = self.residency
         if not workflow.known:
+            if workflow.decisions:
+                workflow.note(now, decisions.ENTERED, decisions.FITTED)
             self._let_visit(calls, now)
             return
         for call in calls:
@@ -275,7 +303,11 @@ class SagaPolicy:
         else:
             workflow.charged_at = now
             residency.enter(workflow)
-        self.counters["displaced"] += residency.make_room(workflow)
+            workflow.note(now, decisions.ENTERED, decisions.FITTED)
+        displaced = residency.make_room(workflow)
+        self.tally.add(tally.LOST_PLACE, tally.DISPLACED, len(displaced))
+        for other in displaced:
+            other.note(now, decisions.DISPLACED, decisions.OUTGROWN)
 
     def _let_visit(self, calls: list[Call], now: float) -> None:
         """Calls run without residency: of unknown workflows, or overdue in a full pool.
@@ -317,7 +349,7 @@ class SagaPolicy:
 
     def _end_session(self, session: Session) -> None:
         """A session has said that it is over: what it cached is dead at once."""
-        self.counters["sessions_ended"] += 1
+        self.tally.add(tally.ENDED)
         for context in session.contexts:
             self._contexts.kill(context)
         session.contexts.clear()

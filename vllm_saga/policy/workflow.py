@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from vllm_saga.policy.chain import Chain
+from vllm_saga.policy.decisions import MAX_DECISIONS, Decision
 from vllm_saga.policy.graph import AgentClass
 from vllm_saga.policy.hints import Hint
 from vllm_saga.policy.outlook import AHEAD_S, Growth
@@ -41,14 +42,15 @@ class Context:
     """One growing prompt of a session, and the owner of its cached KV blocks.
 
     A session has several when sub-agents or side calls share its id. `counted` is how many leading
-    hashes of `chain` the residency ledger holds for it. Until `protected_until` a retention
-    strategy keeps it before others. `tool` is the node of the execution graph that its last call
-    led to.
+    hashes of `chain` the residency ledger holds for it, `common` how many its last two prompts
+    have in common. Until `protected_until` a retention strategy keeps it before others. `tool` is
+    the node of the execution graph that its last call led to.
     """
 
     session: Session
     chain: Chain = ()
     counted: int = 0
+    common: int = 0
     prompt_blocks: int = 0
     tokens: int = 0
     call: Call | None = None
@@ -81,7 +83,8 @@ class Workflow:
     was `last_session`'s. `hint` is what its last call declared that declared anything, made when
     `hinted_at_calls` calls were done; `first_declared` how many calls it first declared to make in
     all, and how many had been expected; `due_s` its deadline, on the policy's clock. `charged_at`:
-    until when its tenant has paid for the KV it holds.
+    until when its tenant has paid for the KV it holds. `lost_tokens` of it had been evicted and
+    were computed again; `decisions` are the last that were taken about it.
     """
 
     seq: int
@@ -110,6 +113,12 @@ class Workflow:
     tenant: str = ""
     charged_at: float = 0.0
     due_s: float | None = None
+    lost_tokens: int = 0
+    decisions: tuple[Decision, ...] = ()
+
+    def note(self, now: float, what: str, why: str, blocks: int = 0) -> None:
+        """Something was decided about it (policy/decisions.py)."""
+        self.decisions = (*self.decisions[1 - MAX_DECISIONS :], Decision(now, what, why, blocks))
 
     def declare(self, hint: Hint, now: float) -> None:
         """Its call declares something."""
@@ -163,7 +172,8 @@ class Call:
     """A call between its arrival and its end.
 
     `tail` is the prompt's token ids behind its last full block; `loose_blocks` what a call of an
-    unknown workflow takes from the pool while it runs.
+    unknown workflow takes from the pool while it runs; `reused_tokens` how many of its tokens an
+    earlier call of its session has computed.
     """
 
     call_id: str
@@ -175,6 +185,7 @@ class Call:
     begun_at: float = 0.0
     loose_blocks: int = 0
     cached_tokens: int = 0
+    reused_tokens: int = 0
 
 
 class WorkflowTable:

@@ -30,6 +30,7 @@ from vllm_saga.router.problems import Problem
 from vllm_saga.router.proxy import Proxy
 from vllm_saga.router.settings import RouterSettings
 from vllm_saga.router.watch import Watcher, follow
+from vllm_saga.router.workflows import Workflows
 
 logger = logging.getLogger(__name__)
 
@@ -100,8 +101,9 @@ class Router:
         self.metrics.connections.set_function(lambda: self._server.open)
         self.access = Access(settings.api_key, settings.admin_api_key)
         self.endpoints = Endpoints(
-            self.access, self.backends, self.proxy, self.journal, self.metrics
-        )
+            self.access, self.backends, self.proxy, self.journal, self.metrics,
+            Workflows(settings, watching, self.backends),
+        )  # fmt: skip
         for address in self._addresses:
             self.backends.add(address)
         if self._file is not None:

@@ -18,6 +18,7 @@ from vllm_saga.router.journal import Journal
 from vllm_saga.router.metrics import Metrics
 from vllm_saga.router.problems import Problem
 from vllm_saga.router.proxy import Proxy
+from vllm_saga.router.workflows import Workflows
 
 _PREFIX = "/v1/saga"
 _MOST = 10_000
@@ -34,13 +35,20 @@ class Endpoints:
     """Paths of the router."""
 
     def __init__(
-        self, access: Access, backends: Backends, proxy: Proxy, journal: Journal, metrics: Metrics
+        self,
+        access: Access,
+        backends: Backends,
+        proxy: Proxy,
+        journal: Journal,
+        metrics: Metrics,
+        workflows: Workflows,
     ) -> None:
         self._access = access
         self._backends = backends
         self._proxy = proxy
         self._journal = journal
         self._metrics = metrics
+        self._workflows = workflows
         self.stopping = False
         self._open: dict[str, Handler] = {
             "/health": self._health, "/ready": self._ready, "/metrics": self._show_metrics,
@@ -54,6 +62,8 @@ class Endpoints:
             ("POST", re.compile("/backends/(.+)/drain"), self._drain),
             ("POST", re.compile("/backends/(.+)/undrain"), self._undrain),
             ("POST", re.compile("/sessions/([^/]+)/end"), self._end),
+            ("GET", re.compile("/workflows"), self._list_workflows),
+            ("GET", re.compile("/workflows/(.+)"), self._workflow),
         ]
 
     def find(self, request: web.BaseRequest) -> Awaitable[web.Response] | None:
@@ -71,13 +81,22 @@ class Endpoints:
         for method, pattern, handler in self._routes:
             if match := pattern.fullmatch(path, len(_PREFIX)):
                 if method == request.method:
-                    check = handler == self._end
-                    (self._access.check_client if check else self._access.check_operator)(request)
+                    self._check(request, handler)
                     return handler(request, unquote(match[1]) if match.groups() else "")
                 allowed.append(method)
         if allowed:
             raise Problem(405, "method", f"{path} takes {', '.join(allowed)}")
         raise Problem(404, "not_found", f"the router has no {path}")
+
+    def _check(self, request: web.BaseRequest, handler: Handler) -> None:
+        """Clients may end their tenant's sessions and see its workflows; the rest is operators'."""
+        of_tenant = handler in (self._list_workflows, self._workflow) and (
+            self._workflows.tenant(request) is not None
+        )
+        if handler == self._end or of_tenant:
+            self._access.check_client(request)
+        else:
+            self._access.check_operator(request)
 
     async def _health(self, request: web.BaseRequest, _: str) -> web.Response:
         return web.Response()
@@ -131,6 +150,12 @@ class Endpoints:
     async def _end(self, request: web.BaseRequest, name: str) -> web.Response:
         known = self._proxy.end_session(request, name)
         return web.json_response({"session": name, "known": known})
+
+    async def _list_workflows(self, request: web.BaseRequest, _: str) -> web.Response:
+        return web.json_response(await self._workflows.all(request))
+
+    async def _workflow(self, request: web.BaseRequest, name: str) -> web.Response:
+        return web.json_response(await self._workflows.one(request, name))
 
     def _backend(self, name: str) -> Backend:
         backend = self._backends.find(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Iterator
 from functools import partial
 
@@ -13,6 +14,11 @@ from vllm_saga.router.backends import Backends
 
 _FAST = (0.0005, 0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.5, 2.0)
 _SLOW = (0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0, 300.0, 600.0)
+
+_STATUSES = ("2xx", "4xx", "5xx")
+_MOVES = ("new", "uncached", "cached")
+_CAUSES = ("connect", "died", "503")
+_REFUSALS = ("router_full", "backends_full", "backends_failed", "no_backend")
 
 
 class Metrics:
@@ -38,6 +44,12 @@ class Metrics:
         self.moves = counter(
             "saga_router_moves", "Sessions that changed their backend.", ["reason"]
         )
+        self.move_cost = counter(
+            "saga_router_move_cost_seconds", "Prefill that moves were expected to take."
+        )
+        self.move_saved = counter(
+            "saga_router_move_saved_seconds", "Waiting that moves were expected to save."
+        )
         self.withdrawn = counter(
             "saga_router_withdrawn", "Calls taken back unanswered and sent elsewhere."
         )
@@ -61,6 +73,15 @@ class Metrics:
         self.connections = gauge("saga_router_connections", "Open connections of clients.")
         self.sessions = gauge("saga_router_sessions", "Sessions of late.")
         self.buffered = gauge("saga_router_buffered_bytes", "Bodies that are kept.")
+        for metric, values in (
+            (self.answers, _STATUSES),
+            (self.moves, _MOVES),
+            (self.retries, _CAUSES),
+            (self.refused, _REFUSALS),
+        ):
+            # There before they first happen: a rate needs a value to start from.
+            for value in values:
+                metric.labels(value)
         registry.register(_Errors(errors))
         registry.register(_OfBackends(backends))
 
@@ -93,6 +114,11 @@ class _OfBackends:
         draining = _family("draining", "1 while it gets no new sessions.")
         used = _family("kv_used", "Share of its KV pool, as it reports.")
         held = _family("held", "Calls that it holds back, as it reports.")
+        running = _family("running", "Calls that it computes, as it reports.")
+        waiting = _family("waiting", "Calls that wait there, held ones included, as it reports.")
+        resident = _family("resident", "Workflows that hold its KV, as it reports.")
+        age = _family("report_age_seconds", "How old its last report is.")
+        now = time.monotonic()
         for backend in self._backends:
             label = [backend.name]
             up.add_metric(label, backend.accepting)
@@ -101,7 +127,11 @@ class _OfBackends:
             if report := backend.report:
                 used.add_metric(label, report.used_tokens / max(report.kv_tokens, 1))
                 held.add_metric(label, len(report.held_calls))
-        yield from (up, in_flight, draining, used, held)
+                running.add_metric(label, report.running)
+                waiting.add_metric(label, report.waiting)
+                resident.add_metric(label, report.resident)
+                age.add_metric(label, now - report.at)
+        yield from (up, in_flight, draining, used, held, running, waiting, resident, age)
 
 
 def _family(name: str, meaning: str) -> GaugeMetricFamily:

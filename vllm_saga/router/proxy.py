@@ -100,6 +100,8 @@ class Proxy:
         """A session has a new home: take back those of its calls that have not begun."""
         self._journal.moved(move)
         self._metrics.moves.labels(move.reason).inc()
+        self._metrics.move_cost.inc(move.cost_s)
+        self._metrics.move_saved.inc(max(move.saved_s, 0.0))
         for call_id in move.call_ids:
             call = self._calls.get(call_id)
             if call is not None and call.withdraw(move.target, move.reason):

@@ -1,6 +1,15 @@
-"""/v1/saga: what each engine of this server reports, and the end of sessions.
+"""/v1/saga: what each engine of this server reports, its workflows, and the end of sessions.
 
 On with `VLLM_PLUGINS=saga` (vLLM's opt-in). Under /v1 vLLM's --api-key guards it like the rest.
+
+Who may see what: vLLM knows no tenants, so a tenant is who the tenant header names
+(`tenant_header`), as the engine knows it (`tenant_source`: its saga_tenant, or its cache salt or
+that one's digest). Your gateway has to set that header on every request that it passes on, over
+whatever the client sent. With it there are only that tenant's workflows, and another's are not
+found (404). Without it whoever has the API key is an operator, and sees everybody's: behind a
+gateway that sets the header nobody else can come without. What is never told, to anybody: a cache
+salt (its digest stands for it), and what prompts and outputs say, but for names of tools.
+`/v1/saga/state` is the router's; a gateway should not pass it on.
 """
 
 from __future__ import annotations
@@ -9,11 +18,21 @@ from collections.abc import Sequence
 from statistics import fmean
 from typing import Any
 
+import msgspec
 from fastapi import APIRouter, FastAPI, Request
 from fastapi.responses import JSONResponse
 
 from vllm_saga.config import load_config
-from vllm_saga.engine.control import END, STATE, ControlError, ask
+from vllm_saga.engine.control import (
+    END,
+    STATE,
+    WORKFLOW,
+    WORKFLOWS,
+    ControlError,
+    Listing,
+    ask,
+)
+from vllm_saga.policy import overview
 from vllm_saga.policy.identity import short_id
 
 RANK_HEADER = "x-data-parallel-rank"
@@ -33,6 +52,8 @@ class SagaEndpoints:
     def attach_router(self, app: FastAPI) -> None:
         router = APIRouter(prefix="/v1/saga", tags=["saga"])
         router.add_api_route("/state", self.state, methods=["GET"])
+        router.add_api_route("/workflows", self.workflows, methods=["GET"])
+        router.add_api_route("/workflows/{name:path}", self.workflow, methods=["GET"])
         router.add_api_route("/sessions/{session:path}/end", self.end, methods=["POST"])
         app.include_router(router)
 
@@ -48,16 +69,44 @@ class SagaEndpoints:
         together, with each one's under "ranks".
         """
         try:
-            reports = await self._ask(STATE, {})
-        except ControlError as error:
-            return _error(404, str(error))
-        rank = request.headers.get(RANK_HEADER)
-        if rank is None:
-            return JSONResponse(together(reports))
-        known = {str(index): report for index, report in enumerate(reports)}
-        if rank not in known:
-            return _error(400, f"{RANK_HEADER} = {rank!r}: there are {', '.join(known)}")
-        return JSONResponse(known[rank])
+            reports = await self._ask_wanted(request, STATE, {})
+        except _Refusal as refusal:
+            return refusal.answer
+        return JSONResponse(together(list(reports.values())))
+
+    async def workflows(self, request: Request) -> JSONResponse:
+        """Who is running, held, or in a gap, of all ranks or of the one that X-data-parallel-rank
+        names: `?state=` (held, queued, running, gap, presumed_ended), `?limit=`, and for operators
+        `?tenant=`. Answers `policy.overview.Overview`; what a workflow is says `policy.explain`.
+        """
+        query = {k: v for k, v in request.query_params.items() if v} | self._whose(request)
+        try:
+            asked = msgspec.convert(query, Listing, strict=False)
+        except msgspec.ValidationError as error:
+            return _error(400, f"{request.url.query!r}: {error}")
+        try:
+            answers = await self._ask_wanted(request, WORKFLOWS, msgspec.to_builtins(asked))
+        except _Refusal as refusal:
+            return refusal.answer
+        parts = (overview.of_engine(rank, answer) for rank, answer in answers.items())
+        return JSONResponse(overview.together(parts, asked.limit))
+
+    async def workflow(self, name: str, request: Request) -> JSONResponse:
+        """Of the workflow that has the session `name` all that is known: what it waits for, what
+        is expected of it, and the last decisions about it. 404 if the tenant has none.
+        """
+        query = {"tenant": request.query_params.get("tenant")} | self._whose(request)
+        try:
+            answers = await self._ask_wanted(request, WORKFLOW, {"name": name, **query})
+        except _Refusal as refusal:
+            return refusal.answer
+        found = [
+            {"engine": rank, **answer["workflow"]}
+            for rank, answer in answers.items()
+            if answer["workflow"] is not None
+        ]
+        told = overview.latest(found)
+        return JSONResponse(told) if told else _error(404, f"no workflow has a session {name!r}")
 
     async def end(self, session: str, request: Request) -> JSONResponse:
         """A session of the tenant that the tenant header names is over: its KV is the first to go.
@@ -71,7 +120,32 @@ class SagaEndpoints:
             return _error(404, str(error))
         return JSONResponse({"ended": any(answer["ended"] for answer in answers)})
 
-    async def _ask(self, op: str, payload: dict[str, str]) -> list[dict[str, Any]]:
+    def _whose(self, request: Request) -> dict[str, str]:
+        """The tenant that may see the answer; nothing if there is no telling: then all of it."""
+        tenant = request.headers.get(self._tenant_header)
+        return {} if tenant is None else {"tenant": short_id(tenant.strip())}
+
+    async def _ask_wanted(
+        self, request: Request, op: str, payload: dict[str, Any]
+    ) -> dict[str, dict[str, Any]]:
+        """Answers by rank: of the one that X-data-parallel-rank names, or of all.
+
+        Raises:
+            _Refusal: there is no saga, or no such rank.
+        """
+        try:
+            answers = await self._ask(op, payload)
+        except ControlError as error:
+            raise _Refusal(404, str(error)) from None
+        known = {str(index): answer for index, answer in enumerate(answers)}
+        rank = request.headers.get(RANK_HEADER)
+        if rank is None:
+            return known
+        if rank not in known:
+            raise _Refusal(400, f"{RANK_HEADER} = {rank!r}: there are {', '.join(known)}")
+        return {rank: known[rank]}
+
+    async def _ask(self, op: str, payload: dict[str, Any]) -> list[dict[str, Any]]:
         # An engine logs a traceback each time that it is asked in vain.
         if self._unavailable is not None:
             raise ControlError(self._unavailable)
@@ -80,6 +154,14 @@ class SagaEndpoints:
         except ControlError as error:
             self._unavailable = str(error)
             raise
+
+
+class _Refusal(Exception):
+    """There is nothing to answer but this."""
+
+    def __init__(self, status: int, message: str) -> None:
+        super().__init__(message)
+        self.answer = _error(status, message)
 
 
 def together(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
