@@ -12,12 +12,16 @@ from rich.table import Table
 
 from vllm_saga import SagaConfig, __version__
 from vllm_saga.config import CONFIG_VARIABLE, ConfigError, load_config
+from vllm_saga.doctor.command import doctor
 from vllm_saga.graph.command import app as graph
 from vllm_saga.router.command import router
+from vllm_saga.top.command import top
 
 app = typer.Typer(no_args_is_help=True, add_completion=False, pretty_exceptions_enable=False)
 app.add_typer(graph, name="graph")
 app.command()(router)
+app.command()(top)
+app.command()(doctor)
 
 
 @app.callback()
