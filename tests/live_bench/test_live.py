@@ -1,6 +1,7 @@
 """One small run of the live benchmark against a real server."""
 
 import json
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -35,7 +36,9 @@ def test_quick_run_of_the_stock_arm(tmp_path: Path) -> None:
 
 @pytest.mark.live
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(not MODEL.exists(), reason="scripts/setup makes the model")
+@pytest.mark.skipif(
+    "SAGA_TEST_REPLICAS" not in os.environ, reason="minutes; SAGA_TEST_REPLICAS=1 runs"
+)
 def test_quick_run_of_two_replicas_behind_our_router(tmp_path: Path) -> None:
     command = [
         sys.executable, "-m", "benchmarks.live", "--model", str(MODEL), "--quick",

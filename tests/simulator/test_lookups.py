@@ -13,20 +13,19 @@ from vllm_saga.simulator.cluster import Setup
 from vllm_saga.simulator.placement import PLACEMENTS
 
 
-def outcome(policy, lanes):
+def outcome(policy):
     setup = Setup(
-        many(16, output=60, group="agents"), SMALL, PLACEMENTS["sticky"], lanes=lanes, cruises=True
+        many(16, output=60, group="agents"), SMALL, PLACEMENTS["sticky"], lanes=14, cruises=True
     )
     result = runner.run_setup(setup, policy)
     return [(c.id, c.first_token_s, c.finished_s, c.cached_tokens) for c in result.calls]
 
 
-@pytest.mark.parametrize("policy", ["vllm", "farthest-next-use", "thunderagent", "saga"])
-@pytest.mark.parametrize("lanes", [5, 14])
-def test_runs_are_the_same_to_the_last_bit(policy, lanes, monkeypatch):
-    remembering = outcome(policy, lanes)
+@pytest.mark.parametrize("policy", ["vllm", "farthest-next-use", "saga"])
+def test_runs_are_the_same_to_the_last_bit(policy, monkeypatch):
+    remembering = outcome(policy)
     monkeypatch.setattr(lookups, "install", lambda scheduler: None)
-    assert outcome(policy, lanes) == remembering
+    assert outcome(policy) == remembering
 
 
 class _Pool:
@@ -50,7 +49,7 @@ class _Coordinator:
         return (blocks,), len(blocks) * self.block_size, 0
 
 
-@pytest.mark.parametrize("seed", range(20))
+@pytest.mark.parametrize("seed", range(8))
 def test_any_order_of_changes(seed, monkeypatch):
     monkeypatch.setattr(lookups, "_CHANGES", 40)
     monkeypatch.setattr(lookups, "_REQUESTS", 2)

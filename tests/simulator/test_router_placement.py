@@ -74,7 +74,8 @@ def test_reports_are_the_engines_own():
     report = report_of(cluster.replicas[0], 6.0)
     saga = cluster.replicas[0].scheduler.saga
     assert report.kv_tokens == pytest.approx(0.98 * SMALL.kv_tokens, rel=0.01)
-    assert 0 < report.used_tokens <= report.kv_tokens
+    # Calls that run may outgrow what they were let in for.
+    assert 0.8 * report.kv_tokens < report.used_tokens < 1.2 * report.kv_tokens
     assert report.resident == len(saga.residency.residents) > 0
     assert len(report.held_calls) == saga.residency.held_calls > 0
     waits = [call.held_s for call in report.held_calls]
