@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Mapping, Set
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any
 
 import msgspec
 
-from vllm_saga.policy.explain import MAX_LIMIT, Explainer
+from vllm_saga.policy.explain import MAX_LIMIT, Explainer, State
 from vllm_saga.policy.saga import SagaPolicy
 
 #: The method of `EngineCore` that answers: (op, payload) -> plain values.
@@ -31,7 +31,7 @@ class Listing(msgspec.Struct):
     """Workflows of `tenant` (None: of all) that are in `state` (None: any), so many at most."""
 
     tenant: str | None = None
-    state: Literal["held", "queued", "running", "gap", "presumed_ended"] | None = None
+    state: State | None = None
     limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_LIMIT)] = 100
 
 

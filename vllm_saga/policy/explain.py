@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 from functools import cached_property
-from typing import Any
+from typing import Any, Literal, get_args
 
 from vllm_saga.policy.decisions import HELD
 from vllm_saga.policy.fairness import OTHER
-from vllm_saga.policy.identity import anonymous_id, is_anonymous, session_key
+from vllm_saga.policy.identity import anonymous_id, is_anonymous, short_id
 from vllm_saga.policy.report import public_key
 from vllm_saga.policy.saga import SagaPolicy
 from vllm_saga.policy.workflow import SessionKey, Workflow
 
 #: States of a workflow, in the order in which they are listed. queued: let in, and waits for vLLM
 #: (its batch is full, or its pool); gap: between two calls; presumed_ended: away for too long.
-STATES = ("held", "queued", "running", "gap", "presumed_ended")
+State = Literal["held", "queued", "running", "gap", "presumed_ended"]
+STATES: tuple[State, ...] = get_args(State)
 #: Workflows that one answer describes at most.
 MAX_LIMIT = 500
 _MAX_SESSIONS = 16
@@ -87,7 +88,7 @@ class Explainer:
         residency = self._policy.residency
         counted = len(residency.ledger)
         busy = [w for w in residency.residents if w.calls]
-        running = min(sum(map(_blocks, busy)), counted)
+        running = min(sum(w.counted_blocks for w in busy), counted)
         return {
             "capacity_blocks": residency.capacity,
             "block_tokens": self._policy.block_size,
@@ -109,7 +110,7 @@ class Explainer:
         yield from (workflow for workflow in reversed(policy.table.idle) if workflow.known)
 
     def _named(self, name: str) -> list[Workflow]:
-        wanted = {session_key("", name)[1], anonymous_id(name)}
+        wanted = {short_id(name), anonymous_id(name)}
         found = [s.workflow for k, s in self._policy.table.sessions.items() if k[1] in wanted]
         return [workflow for workflow in found if workflow.known or workflow.calls]
 
@@ -171,7 +172,8 @@ class Explainer:
             },
             "tool": workflow.tool,
             "resident": workflow.resident,
-            "blocks": _blocks(workflow) + sum(c.loose_blocks for c in workflow.calls.values()),
+            "blocks": workflow.counted_blocks
+            + sum(c.loose_blocks for c in workflow.calls.values()),
             "lost_tokens": workflow.lost_tokens,
             "waits_for": self._waits_for(workflow) if workflow.held else None,
         }
@@ -241,11 +243,6 @@ class Explainer:
 
     def _ago(self, at: float) -> float:
         return round(self._now - at, 3)
-
-
-def _blocks(workflow: Workflow) -> int:
-    """Blocks that count as a resident's, what its contexts share included each time."""
-    return sum(context.counted for context in workflow.contexts())
 
 
 def _id(workflow: Workflow) -> str | None:

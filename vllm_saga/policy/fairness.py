@@ -46,6 +46,14 @@ class _Wait(NamedTuple):
     due_s: float
 
 
+_Rank = tuple[int, float, bool, float, float, int]
+
+
+def _rank(wait: _Wait, place: Place) -> _Rank:
+    """Whose turn it is: the least, of workflows whose tenants stand at their `place`."""
+    return (wait.priority, place.lead_s, wait.new, place.calm, wait.turn, wait.order)
+
+
 @dataclass(eq=False, slots=True)
 class _Account:
     """What one tenant has had, engine seconds, and its workflows that wait: a heap of waits."""
@@ -210,18 +218,16 @@ class FairShare:
         if now >= self._first_until:
             self._first_until = now + _EPOCH_S
             lines = self._competing
-            best = min(lines, key=lambda account: self._rank(account, now), default=None)
+            best = min(lines, key=lambda a: _rank(a.head(), self._place(a, now)), default=None)
             self._first = None if best is None else best.head().workflow
         return self._first
 
     def line(self, now: float) -> list[Any]:
         """The workflows that wait, in the order in which they would be let in, were it all now."""
-        ranked = [
-            ((wait.priority, lead_s, wait.new, calm, wait.turn, wait.order), wait.workflow)
-            for account in self._competing
-            for lead_s, calm in (self._place(account, now),)
-            for wait in account.waiting.values()
-        ]
+        ranked: list[tuple[_Rank, Any]] = []
+        for account in self._competing:
+            place = self._place(account, now)
+            ranked += ((_rank(wait, place), wait.workflow) for wait in account.waiting.values())
         return [workflow for _, workflow in sorted(ranked, key=lambda entry: entry[0])]
 
     def place(self, tenant: str, now: float) -> Place:
@@ -254,10 +260,6 @@ class FairShare:
 
     def _everybody(self) -> Iterator[_Account]:
         return itertools.chain(self._kept.values(), self._accounts.values())
-
-    def _rank(self, account: _Account, now: float) -> tuple[int, float, bool, float, float, int]:
-        place, head = self._place(account, now), account.head()
-        return (head.priority, place.lead_s, head.new, place.calm, head.turn, head.order)
 
     def _place(self, account: _Account, now: float) -> Place:
         if len(self._competing) <= (account in self._competing):

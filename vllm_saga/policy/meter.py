@@ -22,8 +22,7 @@ class Meter:
     def hold(self, workflow: Workflow, now: float) -> None:
         """Charge what a resident has held since the last time, and begin anew."""
         if workflow.resident:
-            blocks = sum(context.counted for context in workflow.contexts())
-            pool_s = blocks / self._capacity * (now - workflow.charged_at)
+            pool_s = workflow.counted_blocks / self._capacity * (now - workflow.charged_at)
             self._share.charge(workflow.tenant, 0.0, pool_s, now)
         workflow.charged_at = now
 

@@ -183,15 +183,13 @@ class Residency:
         for context in workflow.contexts():
             self.ledger.count(context)
         blocks = self._next_blocks(workflow)
-        counted = sum(context.counted for context in workflow.contexts())
         # What it shares with others is not freed when it ends.
-        own = max(counted + blocks - workflow.agent.shared_blocks, 1)
+        own = max(workflow.counted_blocks + blocks - workflow.agent.shared_blocks, 1)
         self._promise(workflow, blocks, self._growth(workflow, own))
 
     def promised_blocks(self, workflow: Workflow) -> int:
         """What a resident's leaving frees, at most: some may be shared."""
-        counted = sum(context.counted for context in workflow.contexts())
-        return counted + workflow.next_blocks
+        return workflow.counted_blocks + workflow.next_blocks
 
     def make_room(self, caller: Workflow) -> list[Workflow]:
         """The residents may have outgrown the pool: the youngest idle ones leave; returns them.

@@ -253,16 +253,15 @@ class SagaPolicy:
         elif workflow.held or residency.held_workflows:
             if not workflow.held:
                 workflow.note(now, decisions.HELD, decisions.IN_LINE)
-            self._hold(workflow, call, now)
+            self._hold(workflow, call, now, tally.IN_LINE)
         elif not workflow.known or residency.fits(workflow):
             self._let_in(workflow, [call], now)
         else:
             workflow.note(now, decisions.HELD, decisions.NO_ROOM, residency.shortfall(workflow))
-            self._hold(workflow, call, now)
+            self._hold(workflow, call, now, tally.NO_ROOM)
 
-    def _hold(self, workflow: Workflow, call: Call, now: float) -> None:
-        in_line = bool(workflow.held or self.residency.held_workflows)
-        self.tally.add(tally.HOLDS, tally.IN_LINE if in_line else tally.NO_ROOM)
+    def _hold(self, workflow: Workflow, call: Call, now: float, reason: str) -> None:
+        self.tally.add(tally.HOLDS, reason)
         if not self.residency.held_calls:
             self._absences.note_busy(now)
         self.residency.hold(workflow, call.call_id, now, self._turn(workflow, call))

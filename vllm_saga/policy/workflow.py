@@ -162,6 +162,11 @@ class Workflow:
     def _is_believed(self) -> bool:
         return self.declared_calls > 0.0 and self.agent.declared_calls.believed
 
+    @property
+    def counted_blocks(self) -> int:
+        """What the residency ledger holds for its contexts, what they share counted for each."""
+        return sum(context.counted for context in self.contexts())
+
     def contexts(self) -> Iterator[Context]:
         for session in self.sessions.values():
             yield from session.contexts

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections import OrderedDict
 from dataclasses import dataclass, field
-from itertools import islice
 from typing import Any
 
 from vllm.v1.core.block_pool import BlockHashToBlockMap
@@ -77,7 +76,7 @@ class _Lookups:
         found = self._last(block_hashes)
         blocks, get = found.blocks, self._map.get_one_block
         limit = max_cache_hit_length // self._block_size
-        for block_hash in islice(block_hashes, len(blocks), limit):
+        for block_hash in block_hashes[len(blocks) : limit]:
             key = make_block_hash_with_group_id(block_hash, 0)
             block = get(key)
             if block is None:
@@ -95,7 +94,7 @@ class _Lookups:
             found = _Found(block_hashes)
         else:
             places, stands = found.places, len(found.blocks)
-            for key in islice(noted.changed, found.changes - noted.forgotten, None):
+            for key in noted.changed[found.changes - noted.forgotten :]:
                 stands = min(stands, places.get(key, stands))
             del found.blocks[stands:]
         found.changes = noted.changes
