@@ -2,9 +2,10 @@
 
     .venv/bin/python -m benchmarks.sweep --traces DIR --output results
 
-Each point (one workload under one load) is a file of its own in `output/points`. A policy that is
-in it already is not run again, unless `--again` names it: a sweep can be interrupted and extended,
-and after a change of one policy only that one (and stock, which it is compared with) has to run.
+Each point (one workload under one load) is a file of its own in `output/points`, written after
+each policy. A policy that is in it already is not run again, unless `--again` names it: a sweep can
+be interrupted and extended, and after a change of one policy only that one (and stock, which it is
+compared with) has to run.
 """
 
 from __future__ import annotations
@@ -70,15 +71,17 @@ def main(
             asks, chosen, notes = searched(
                 question(name, trace, asked, engine, sessions), wanted, processes
             )
-            jobs = [(asks, policy, seed) for policy in chosen for seed in range(seeds)]
-            results = run_with_bars(jobs, processes)
             config = {
                 "workload": name, "title": workload.title, "trace": source, "load": label,
                 "hardware": engine.name, "kv_tokens": engine.kv_tokens, "sessions": sessions,
-                "seeds": seeds, **notes, "took_s": round(time.monotonic() - began),
+                "seeds": seeds, **notes,
             }  # fmt: skip
-            document = merged(before, result.to_json(config, results, summary.STOCK))
-            path.write_text(json.dumps(document, indent=1) + "\n")
+            results: list[result.RunResult] = []
+            for policy in chosen:
+                results += run_with_bars([(asks, policy, s) for s in range(seeds)], processes)
+                config["took_s"] = round(time.monotonic() - began)
+                document = merged(before, result.to_json(config, results, summary.STOCK))
+                path.write_text(json.dumps(document, indent=1) + "\n")
             summary.pictures_of_point(results, output / "points" / f"{name}-{label}")
     summary.write(output)
     console.print(f"summary: {output / 'summary.md'}", highlight=False)
