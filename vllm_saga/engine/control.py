@@ -14,6 +14,7 @@ import msgspec
 
 from vllm_saga.policy.explain import MAX_LIMIT, Explainer, State
 from vllm_saga.policy.saga import SagaPolicy
+from vllm_saga.policy.timeline import MAX_EVENTS
 
 #: The method of `EngineCore` that answers: (op, payload) -> plain values.
 METHOD = "saga_control"
@@ -25,6 +26,9 @@ END = "end"
 WORKFLOWS = "workflows"
 #: op: the workflow that `Named` asks for; answers `{"workflow": its values or None}`.
 WORKFLOW = "workflow"
+
+#: op: what has ended lately, as `Past` asks for; answers `Explainer.past`.
+PAST = "past"
 
 
 class Listing(msgspec.Struct):
@@ -40,6 +44,14 @@ class Named(msgspec.Struct):
 
     name: str
     tenant: str | None = None
+
+
+class Past(msgspec.Struct):
+    """Calls and workflows of `tenant` (None: of all) that ended within the last `within_s`."""
+
+    tenant: str | None = None
+    within_s: Annotated[float, msgspec.Meta(ge=0.0)] = 60.0
+    limit: Annotated[int, msgspec.Meta(ge=0, le=MAX_EVENTS)] = 1000
 
 
 class ControlError(RuntimeError):
@@ -80,7 +92,7 @@ def explain(
     running: Set[str],
     waiting: int,
 ) -> dict[str, Any]:
-    """The answer to `WORKFLOWS` or `WORKFLOW`; `saga` is None where the engine schedules as stock.
+    """The answer to `WORKFLOWS`, `WORKFLOW` or `PAST`; `saga` is None where stock schedules.
 
     running: ids of the calls that the engine computes; waiting: how many it does not, held or not.
 
@@ -91,6 +103,10 @@ def explain(
         named = msgspec.convert(dict(payload), Named)
         told = saga and Explainer(saga, now, running, named.tenant).workflow(named.name)
         return {"workflow": told or None}
+    if op == PAST:
+        past = msgspec.convert(dict(payload), Past)
+        told = saga and Explainer(saga, now, running, past.tenant).past(past.within_s, past.limit)
+        return told or {"events": []}
     asked = msgspec.convert(dict(payload), Listing)
     calls = {"scheduler": "saga" if saga else "stock", "running": len(running), "waiting": waiting}
     if saga is None:

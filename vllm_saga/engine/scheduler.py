@@ -181,7 +181,7 @@ class SagaMixin(_Upstream):
             counts = {"started": self.started, "running": running, "waiting": waiting}
             told = self._guarded(lambda saga: report(saga, now))
             return counts | (self._stock_report() if told is None else told)
-        if op in (control.WORKFLOWS, control.WORKFLOW):
+        if op in (control.WORKFLOWS, control.WORKFLOW, control.PAST):
             return self._explain(op, payload, now)
         tenant, session = control.read_end(op, payload)
         ended = self._guarded(lambda saga: end_session(saga, tenant, session, now))

@@ -8,6 +8,7 @@ from vllm_saga.policy.price import Price
 from vllm_saga.policy.residency import Residency
 from vllm_saga.policy.retention import Retention
 from vllm_saga.policy.tally import Tally
+from vllm_saga.policy.timeline import Timeline
 from vllm_saga.policy.workflow import Workflow, WorkflowTable
 
 _Absence = tuple[Workflow, float]
@@ -37,6 +38,7 @@ class Absences:
         retention: Retention,
         give_up: float,
         counts: Tally,
+        timeline: Timeline,
     ) -> None:
         self._residency = residency
         self._retention = retention
@@ -44,6 +46,7 @@ class Absences:
         self._price = price
         self._give_up = give_up
         self._counts = counts
+        self._timeline = timeline
         self._ends: Agenda[_Absence] = Agenda(self._lasts)
         self._ways: Agenda[_Absence] = Agenda(self._lasts_as_resident)
         self._busy_at = 0.0
@@ -86,6 +89,12 @@ class Absences:
 
     def end(self, workflow: Workflow) -> None:
         """A workflow has ended, or is forgotten."""
+        self._take_leave(workflow)
+        if workflow.known:
+            self._timeline.add_workflow(workflow)
+
+    def _take_leave(self, workflow: Workflow) -> None:
+        """Nothing more is expected of a workflow."""
         self._residency.leave(workflow)
         if workflow.known and not workflow.stale:
             agent, calls = workflow.agent, workflow.calls_done
@@ -99,7 +108,7 @@ class Absences:
         """Workflows away for longer than their class's patience have most likely ended."""
         while (over := self._ends.take(now)) is not None:
             workflow = over[1][0]
-            self.end(workflow)
+            self._take_leave(workflow)
             workflow.stale = True
             workflow.note(now, decisions.PRESUMED_ENDED, decisions.AWAY)
 

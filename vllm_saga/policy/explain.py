@@ -11,6 +11,7 @@ from vllm_saga.policy.fairness import OTHER
 from vllm_saga.policy.identity import anonymous_id, is_anonymous, short_id
 from vllm_saga.policy.report import public_key
 from vllm_saga.policy.saga import SagaPolicy
+from vllm_saga.policy.timeline import Event, PastWorkflow
 from vllm_saga.policy.workflow import SessionKey, Workflow
 
 #: States of a workflow, in the order in which they are listed. queued: let in, and waits for vLLM
@@ -101,6 +102,21 @@ class Explainer:
             "residents_in_gap": len(residency.residents) - len(busy),
         }
 
+    def past(self, within_s: float, limit: int) -> dict[str, Any]:
+        """Calls and workflows that have ended within the last `within_s` seconds, latest first.
+
+        `number` is the same each time that an event is told. A workflow's `id` is that of the
+        session it began with; `let_in_ago_s` is None for a call that was withdrawn while held.
+        """
+        events: list[dict[str, Any]] = []
+        for number, event in self._policy.timeline.latest():
+            recent = self._now - event.ended_at <= within_s
+            if len(events) == limit or not (recent or isinstance(event, PastWorkflow)):
+                break
+            if recent and self._is_tenant_told(event.root[0]):
+                events.append({"number": number} | self._event(event))
+        return {"events": events}
+
     # -- which ----------------------------------------------------------------------------------
 
     def _everybody(self) -> Iterator[Workflow]:
@@ -115,9 +131,10 @@ class Explainer:
         return [workflow for workflow in found if workflow.known or workflow.calls]
 
     def _is_told(self, workflow: Workflow) -> bool:
-        return self._tenant is None or self._tenant in (
-            workflow.tenant, self._public(workflow.tenant),
-        )  # fmt: skip
+        return self._is_tenant_told(workflow.tenant)
+
+    def _is_tenant_told(self, tenant: str) -> bool:
+        return self._tenant is None or self._tenant in (tenant, self._public(tenant))
 
     def _public(self, tenant: str) -> str:
         name = self._names.get(tenant)
@@ -204,6 +221,29 @@ class Explainer:
             "runs_within_s": round(max(workflow.held_until - self._now, 0.0), 3),
         }
         return {"text": _in_words(numbers, residency.capacity), **numbers}
+
+    def _event(self, event: Event) -> dict[str, Any]:
+        told = {"id": _name(event.root), "tenant": self._public(event.root[0])}
+        if isinstance(event, PastWorkflow):
+            return told | {
+                "what": "workflow",
+                "began_ago_s": self._ago(event.began_at),
+                "ended_ago_s": self._ago(event.ended_at),
+                "calls": event.calls,
+                "lost_tokens": event.lost_tokens,
+            }
+        let_in = None if event.begun_at is None else self._ago(event.begun_at)
+        return told | {
+            "what": "call",
+            "session": _name(event.session),
+            "arrived_ago_s": self._ago(event.arrived_at),
+            "let_in_ago_s": let_in,
+            "ended_ago_s": self._ago(event.ended_at),
+            "prompt_tokens": event.prompt_tokens,
+            "cached_tokens": event.cached_tokens,
+            "output_tokens": event.total_tokens - event.prompt_tokens,
+            "tool": event.tool,
+        }
 
     def _predicted(self, workflow: Workflow) -> dict[str, Any] | None:
         """What its class expects of it; seconds of gaps are counted from their beginning."""

@@ -17,6 +17,7 @@ from vllm_saga.policy.price import Price
 from vllm_saga.policy.residency import Residency
 from vllm_saga.policy.retention import KeepRank, choose
 from vllm_saga.policy.tally import Tally
+from vllm_saga.policy.timeline import Timeline
 from vllm_saga.policy.toolgraph import JOINT, SUBAGENTS, node_name
 from vllm_saga.policy.workflow import Arrival, Call, Context, Session, Workflow, WorkflowTable
 
@@ -62,8 +63,9 @@ class SagaPolicy:
         self._contexts = Contexts(self.residency.ledger, lineage, block_size, give_up)
         self.retention = choose(config.retention, self.residency, price)
         self.tally = Tally()
+        self.timeline = Timeline()
         self._absences = Absences(
-            self.residency, self.table, price, self.retention, give_up, self.tally
+            self.residency, self.table, price, self.retention, give_up, self.tally, self.timeline
         )
 
     # -- events ---------------------------------------------------------------------------------
@@ -84,7 +86,7 @@ class SagaPolicy:
         if context.tokens and workflow.last_session is not session:
             self._join(context, now)
         tail = self._prompt_tail(arrival)
-        call = Call(arrival.call_id, context, arrival.prompt_tokens, arrival.last, tail, gap_s)
+        call = Call(arrival.call_id, context, arrival.prompt_tokens, arrival.last, tail, gap_s, now)
         # Of what has run the last token is not in the cache.
         had = min(context.common * self.block_size, max(context.tokens - 1, 0))
         call.reused_tokens = (
@@ -110,13 +112,16 @@ class SagaPolicy:
         context.call = None
         context.idle_since = now
         self._meter.hold(workflow, now)
-        if self.residency.withdraw(workflow, call_id):
+        withdrawn = self.residency.withdraw(workflow, call_id)
+        if withdrawn:
             self.tally.add(tally.ABORTED)
         else:
             self._meter.run(call, total_tokens, now)
             growth_tokens = self._contexts.extend(context, call, total_tokens)
             workflow.agent.observe_output(max(total_tokens - call.prompt_tokens, 0))
             self._learn(call, growth_tokens, tools, now)
+        if workflow.known:
+            self.timeline.add_call(call, total_tokens, withdrawn, now)
         self.residency.loose_blocks -= call.loose_blocks
         session.ending |= call.last
         if session.ending and not any(other.call for other in session.contexts):

@@ -77,10 +77,11 @@ class Session:
 class Workflow:
     """A root session with its sub-agents: one age, one residency, one share.
 
-    `known` is False for a call that named no session and continued none: it is scheduled as stock
-    vLLM would. `stale` means away for so long that it has most likely ended. `turn` is its place in
-    the line of the held, `tool` the node of the execution graph that its last call led to, which
-    was `last_session`'s. `hint` is what its last call declared that declared anything, made when
+    `root` is the key of the session it began with, which may have ended since. `known` is False for
+    a call that named no session and continued none: it is scheduled as stock vLLM would. `stale`
+    means away for so long that it has most likely ended. `turn` is its place in the line of the
+    held, `tool` the node of the execution graph that its last call led to, which was
+    `last_session`'s. `hint` is what its last call declared that declared anything, made when
     `hinted_at_calls` calls were done; `first_declared` how many calls it first declared to make in
     all, and how many had been expected; `due_s` its deadline, on the policy's clock. `charged_at`:
     until when its tenant has paid for the KV it holds. `lost_tokens` of it had been evicted and
@@ -90,6 +91,7 @@ class Workflow:
     seq: int
     agent: AgentClass
     known: bool
+    root: SessionKey = ("", "")
     sessions: dict[SessionKey, Session] = field(default_factory=dict)
     calls: dict[str, Call] = field(default_factory=dict)
     calls_done: int = 0
@@ -187,6 +189,7 @@ class Call:
     last: bool
     tail: tuple[int, ...]
     gap_s: float
+    arrived_at: float
     begun_at: float = 0.0
     loose_blocks: int = 0
     cached_tokens: int = 0
@@ -212,7 +215,7 @@ class WorkflowTable:
     def create(self, key: SessionKey, agent: AgentClass, known: bool) -> Session:
         """A new root session in a workflow of its own."""
         self._seq += 1
-        return self.join(key, Workflow(self._seq, agent, known, tenant=key[0]))
+        return self.join(key, Workflow(self._seq, agent, known, key, tenant=key[0]))
 
     def join(self, key: SessionKey, workflow: Workflow) -> Session:
         """A new session in an existing workflow (a sub-agent under its root)."""
