@@ -22,7 +22,7 @@ def times(result):
 
 @pytest.mark.parametrize("overlapping", [True, False])
 @pytest.mark.parametrize("replicas", [1, 3])
-@pytest.mark.parametrize("lanes", [5, 12])
+@pytest.mark.parametrize("lanes", [5, 12, 16])
 def test_stock_is_the_same_to_the_last_bit(lanes, replicas, overlapping):
     options = {"lanes": lanes, "replicas": replicas, "overlapping": overlapping}
     stepwise, cruising = (run("vllm", cruises, **options) for cruises in (False, True))

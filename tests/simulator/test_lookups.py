@@ -54,7 +54,7 @@ def test_any_order_of_changes(seed, monkeypatch):
     monkeypatch.setattr(lookups, "_CHANGES", 40)
     monkeypatch.setattr(lookups, "_REQUESTS", 2)
     rng, coordinator = random.Random(seed), _Coordinator()
-    stock, ours = coordinator.find_longest_cache_hit, lookups._Lookups(coordinator)
+    stock, ours = coordinator.find_longest_cache_hit, lookups.Lookups(coordinator)
     requests = [[bytes([owner, place]) for place in range(12)] for owner in range(3)]
     # Two requests share a prefix.
     requests.append(requests[0][:6] + [bytes([9, place]) for place in range(6)])

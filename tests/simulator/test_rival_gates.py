@@ -18,6 +18,7 @@ from vllm_saga.simulator.policies.continuum import Continuum
 from vllm_saga.simulator.policies.plas import Plas
 from vllm_saga.simulator.policies.thunderagent import ThunderAgent
 from vllm_saga.simulator.records import LiveCall
+from vllm_saga.simulator.trace import Call, Session
 
 # -- ThunderAgent ---------------------------------------------------------------------------------
 
@@ -272,6 +273,17 @@ def test_continuum_gives_up_pins_rather_than_stand_still():
             return math.inf
 
     play(Forever, [agent(n, calls=4, gap=50.0) for n in range(20)], lanes=20)
+
+
+def test_a_call_that_cannot_use_what_is_pinned_for_it_gets_room_all_the_same():
+    first = Call(prompt_tokens=5000, new_tokens=5000, output_tokens=10, gap="tool", tool="edit")
+    edited = Call(prompt_tokens=4900, new_tokens=4900, output_tokens=10, gap="end")
+
+    class Forever(Continuum):
+        def ttl_s(self, call):
+            return math.inf
+
+    play(Forever, [Session("edits", (first, edited))], lanes=1)
 
 
 @pytest.mark.parametrize("make", [Continuum, Plas, ThunderAgent])

@@ -312,4 +312,5 @@ class Cluster:
             cruises=policy.cruises and setup.cruises,
             on_finish=self._finished,
             before_step=lambda: policy.before_step(index, scheduler),
+            acts_at=lambda: policy.acts_at(index, scheduler),
         )

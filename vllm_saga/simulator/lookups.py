@@ -14,7 +14,11 @@ from typing import Any
 
 from vllm.v1.core.block_pool import BlockHashToBlockMap
 from vllm.v1.core.kv_cache_coordinator import UnitaryKVCacheCoordinator
-from vllm.v1.core.kv_cache_utils import KVCacheBlock, make_block_hash_with_group_id
+from vllm.v1.core.kv_cache_utils import (
+    FreeKVCacheBlockQueue,
+    KVCacheBlock,
+    make_block_hash_with_group_id,
+)
 from vllm.v1.core.single_type_kv_cache_manager import FullAttentionManager
 
 # Requests, and changes, that are remembered.
@@ -60,7 +64,7 @@ class _Found:
     changes: int = 0
 
 
-class _Lookups:
+class Lookups:
     """`UnitaryKVCacheCoordinator.find_longest_cache_hit` for full attention, same results."""
 
     def __init__(self, coordinator: Any) -> None:
@@ -86,6 +90,19 @@ class _Lookups:
         hit = blocks[:limit]
         return (hit,), len(hit) * self._block_size, 0
 
+    def evictable_before(self, block_hashes: Any, at_most: int) -> int:
+        """So many blocks can be taken from the pool before one that the last lookup has found."""
+        found = self._found.get(id(block_hashes))
+        queue = self._pool.free_block_queue
+        if found is None or type(queue) is not FreeKVCacheBlockQueue:
+            return 0
+        block = queue.fake_free_list_head.next_free_block
+        for count in range(at_most):
+            if block is None or block.block_hash in found.places:
+                return count
+            block = block.next_free_block
+        return at_most
+
     def _last(self, block_hashes: Any) -> _Found:
         """What of the request's last lookup still stands."""
         found = self._found.pop(id(block_hashes), None)
@@ -104,11 +121,14 @@ class _Lookups:
         return found
 
 
-def install(scheduler: Any) -> None:
+def install(scheduler: Any) -> Lookups | None:
     """Have a scheduler that has not begun use them, if its model has plain full attention."""
     coordinator = scheduler.kv_cache_manager.coordinator
     if (
-        type(coordinator) is UnitaryKVCacheCoordinator
-        and type(coordinator.single_type_managers[0]) is FullAttentionManager
+        type(coordinator) is not UnitaryKVCacheCoordinator
+        or type(coordinator.single_type_managers[0]) is not FullAttentionManager
     ):
-        coordinator.find_longest_cache_hit = _Lookups(coordinator).find_longest_cache_hit
+        return None
+    lookups = Lookups(coordinator)
+    coordinator.find_longest_cache_hit = lookups.find_longest_cache_hit
+    return lookups

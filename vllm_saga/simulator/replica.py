@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from vllm.sampling_params import SamplingParams
+from vllm.v1.core.sched.request_queue import FCFSRequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
@@ -71,6 +72,7 @@ class Replica:
         cruises: bool,
         on_finish: Callable[[LiveCall], None],
         before_step: Callable[[], None],
+        acts_at: Callable[[], float],
     ) -> None:
         self.scheduler = scheduler
         self.hardware = hardware
@@ -85,10 +87,13 @@ class Replica:
         self._cruise: Cruise | None = None
         self._on_finish = on_finish
         self._before_step = before_step
+        self._acts_at = acts_at
+        # Whether the last step let nobody in of those who wait, and nothing has changed since.
+        self._refuses = False
         self._now = 0.0
         self._steps: deque[_Step] = deque()
         self._calls: dict[str, _InFlight] = {}
-        lookups.install(scheduler)
+        self._lookups = lookups.install(scheduler)
         # SagaScheduler's clock.
         scheduler._now = lambda: self._now
 
@@ -120,6 +125,7 @@ class Replica:
         )
         self._calls[call.id] = _InFlight(call, request, content)
         self.scheduler.add_request(request)
+        self._refuses = False
         if not self._steps:
             self.due_s = now
 
@@ -127,6 +133,7 @@ class Replica:
         """Take back a call that was never scheduled; its content can be submitted elsewhere."""
         content = self._calls.pop(call.id).content
         self.scheduler.finish_requests(call.id, RequestStatus.FINISHED_ABORTED)
+        self._refuses = False
         return content
 
     def advance(self, now: float) -> None:
@@ -140,8 +147,14 @@ class Replica:
                 break
         if self._steps:
             if self._cruises and len(self._steps) == self._depth:
-                ends = [step.end_s for step in self._steps]
-                self._cruise = plan(self.scheduler, self.hardware, ends, self._left())
+                self._cruise = plan(
+                    self.scheduler,
+                    self.hardware,
+                    [step.end_s for step in self._steps],
+                    self._left(),
+                    self._lookups if self._refuses else None,
+                    self._acts_at(),
+                )
             self.due_s = self._cruise.due_s if self._cruise else self._steps[0].end_s
         else:
             waiting = self.scheduler.has_unfinished_requests()
@@ -179,6 +192,7 @@ class Replica:
         output = self._timed(self.scheduler.schedule)
         for new in output.scheduled_new_reqs:
             self._note_hit(self._calls[new.req_id].call, new.num_computed_tokens, now)
+        self._refuses = _let_nobody_in(output)
         requests = self.scheduler.requests
         samples = [(rid, not requests[rid].is_prefill_chunk) for rid in output.num_scheduled_tokens]
         start = self._steps[-1].end_s if self._steps else now
@@ -219,8 +233,10 @@ class Replica:
         before = self.kv_tokens()
         for request in self.scheduler.running:
             request.spec_token_ids = [0] * (count - 1)
-        # vLLM's own: nobody is let in before the stretch is over.
+        # vLLM's own, and nobody waits: none is let in before the stretch is over.
+        waiting, self.scheduler.waiting = self.scheduler.waiting, FCFSRequestQueue()
         output = self._timed(lambda: Scheduler.schedule(self.scheduler))
+        self.scheduler.waiting = waiting
         scheduled = output.num_scheduled_tokens
         if any(tokens != count for tokens in scheduled.values()):
             raise RuntimeError(f"not {count} decode steps: {scheduled}")
@@ -274,6 +290,7 @@ class Replica:
         flight.made += len(item.new_token_ids)
         if item.finish_reason is not None:
             del self._calls[item.request_id]
+            self._refuses = False
             self.preemptions += flight.request.num_preemptions
             flight.call.finished_s = now
             self._on_finish(flight.call)
@@ -291,3 +308,13 @@ class Replica:
             self.kv_time.running += running * (now - self._now)
             self.kv_time.cached += cached * (now - self._now)
             self._now = now
+
+
+def _let_nobody_in(output: Any) -> bool:
+    """Whether a step took nobody in and threw nobody out, though it had tokens left."""
+    only_decodes = output.total_num_scheduled_tokens == len(output.num_scheduled_tokens)
+    return only_decodes and not (
+        output.scheduled_new_reqs
+        or output.scheduled_cached_reqs.resumed_req_ids
+        or output.preempted_req_ids
+    )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
@@ -81,6 +82,10 @@ class Policy:
 
     def before_step(self, replica: int, scheduler: Any) -> None:
         """An engine is about to schedule."""
+
+    def acts_at(self, replica: int, scheduler: Any) -> float:
+        """When, on the clock, an engine may let in who waits though nothing has come or ended."""
+        return math.inf
 
     def on_finish(self, call: LiveCall) -> None:
         """A call has ended (`call.finished_s`)."""

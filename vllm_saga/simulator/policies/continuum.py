@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,6 +113,10 @@ class _Pins:
             if self._pins.get(pin.thread) is pin:
                 self.release(pin.thread)
 
+    @property
+    def next_expiry_s(self) -> float:
+        return self._expiry[0][0] if self._expiry else math.inf
+
     def scheduled(self, call_id: str) -> None:
         """A call has its blocks, and with them what was pinned for it."""
         call = self._policy.calls[call_id]
@@ -128,10 +133,10 @@ class _Pins:
         blocks = self._allocate(request, *args, **kwargs)
         while blocks is None and not self._can_wait(request):
             own = self._policy.calls[request.request_id].thread
-            others = [thread for thread in self._pins if thread is not own]
-            if not others:
+            if not self._pins:
                 return None
-            latest = max(others, key=lambda thread: thread.session.number)
+            # Its own last: that holds more than the call can use where a context was edited.
+            latest = max(self._pins, key=lambda thread: (thread is not own, thread.session.number))
             self.release(latest)
             self._policy.note_unpinned(latest)
             blocks = self._allocate(request, *args, **kwargs)
@@ -193,6 +198,9 @@ class Continuum(Policy):
 
     def before_step(self, replica: int, scheduler: Any) -> None:
         self._pins[replica].expire(self.cluster.now())
+
+    def acts_at(self, replica: int, scheduler: Any) -> float:
+        return self._pins[replica].next_expiry_s
 
     def on_submit(self, call: LiveCall) -> None:
         self.calls[call.id] = call

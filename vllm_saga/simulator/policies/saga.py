@@ -31,6 +31,9 @@ class Saga(Policy):
     def on_finish(self, call: LiveCall) -> None:
         self._calls.pop(call.id, None)
 
+    def acts_at(self, replica: int, scheduler: Any) -> float:
+        return self.cluster.now()
+
     def _tools_of(self, request: Any) -> list[str] | None:
         tool = self._calls[request.request_id].spec.tool
         return tool.split("+") if tool else None

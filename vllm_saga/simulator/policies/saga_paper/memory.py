@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import heapq
 import itertools
+import math
 from collections import deque
 from dataclasses import dataclass
 
@@ -93,6 +94,11 @@ class Memory:
             current = self._residents.get(resident.thread) is resident
             if current and resident.thread.call is None:
                 self._forget_tokens(resident)
+
+    @property
+    def next_expiry_s(self) -> float:
+        """When the next time to live may end."""
+        return self._by_expiry[0][0] if self._by_expiry else math.inf
 
     def _unprotect(self, resident: Resident) -> None:
         if resident.protected:

@@ -118,6 +118,9 @@ class SagaPaper(RankedPolicy):
         protected = self._memory.protected_tokens[replica]
         scheduler.kv_cache_manager.watermark_blocks = protected // self._block_size
 
+    def acts_at(self, replica: int, scheduler: Any) -> float:
+        return self._memory.next_expiry_s
+
     def _keep_ranks(self, owners: Sequence[Any]) -> Sequence[KeepRank]:
         threads = [owner.thread for owner in owners if not owner.dead]
         now = self.cluster.now()
