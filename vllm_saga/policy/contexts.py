@@ -8,6 +8,8 @@ from vllm_saga.policy.residency import BlockLedger
 from vllm_saga.policy.workflow import Arrival, Call, Context, Session
 
 _MAX_IDLE_CONTEXTS = 4
+# A session that has made so many calls elsewhere has left a context, whatever is usual.
+_LEFT_AFTER = 8
 
 
 class Contexts:
@@ -31,8 +33,25 @@ class Contexts:
         """The context this call extends or edits; a new one for a side call or a sub-agent.
 
         A prompt that leaves the last one early but beyond what its whole class shares is an edit:
-        the context goes on, and what it left behind is superseded.
+        the context goes on, and what it left behind is superseded. A context that idles while its
+        session calls elsewhere is left, where those of its class are mostly not taken up again.
         """
+        context = self._extended(session, arrival) or self._new(session, arrival, now)
+        agent = session.workflow.agent
+        if context.skipped:
+            agent.observe_skipped(context.skipped, True)
+        context.skipped, context.left = 0, False
+        for other in session.contexts:
+            if other is not context and other.call is None:
+                other.skipped += 1
+                if other.skipped == _LEFT_AFTER:
+                    agent.observe_skipped(_LEFT_AFTER, False)
+                if other.skipped >= _LEFT_AFTER or not agent.takes_up(other.skipped):
+                    other.left = True
+                    self._ledger.uncount(other)
+        return context
+
+    def _extended(self, session: Session, arrival: Arrival) -> Context | None:
         best, best_common = None, 0
         for context in session.contexts:
             if context.call is None:
@@ -40,16 +59,19 @@ class Contexts:
                 if common > best_common:
                     best, best_common = context, common
         agent = session.workflow.agent
-        if best is not None and (
-            best_common >= best.prompt_blocks or best_common > agent.shared_blocks
+        if best is None or (
+            best_common < best.prompt_blocks and best_common <= agent.shared_blocks
         ):
-            if best.tokens:
-                agent.observe_reuse(min(best_common * self._block_size / best.tokens, 1.0))
-            self._ledger.uncount(best, keep=best_common)
-            best.chain, best.common = arrival.chain, best_common
-            return best
+            return None
+        if best.tokens:
+            agent.observe_reuse(min(best_common * self._block_size / best.tokens, 1.0))
+        self._ledger.uncount(best, keep=best_common)
+        best.chain, best.common = arrival.chain, best_common
+        return best
+
+    def _new(self, session: Session, arrival: Arrival, now: float) -> Context:
         self.retire(session, now)
-        agent.observe_first_chain(arrival.chain)
+        session.workflow.agent.observe_first_chain(arrival.chain)
         context = Context(session, arrival.chain)
         session.contexts.append(context)
         return context

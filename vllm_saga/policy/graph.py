@@ -20,6 +20,8 @@ _PRIOR_CYCLE_S = 10.0
 _MIN_FIRST_CALLS = 8.0
 _AGENTIC_SHARE = 0.5
 _MAX_SHARED_BLOCKS = 1024
+# Contexts that idled for 1, 2 to 3, and 4 or more calls of their sessions are told apart.
+_SKIPS = 3
 
 
 def reuse_probability(cached_tokens: float, successors: Iterable[tuple[float, float]]) -> float:
@@ -51,6 +53,8 @@ class AgentClass:
         self._output: RunningMean = RunningMean(everyone._output if everyone else None)
         parent = everyone._reuse if everyone else None
         self._reuse: RunningMean = RunningMean(parent, 1.0)
+        parents = everyone._taken_up if everyone else (None,) * _SKIPS
+        self._taken_up: tuple[RunningMean, ...] = tuple(RunningMean(p, 1.0) for p in parents)
         self.declared_gaps: Declared = Declared(everyone.declared_gaps if everyone else None)
         self.declared_calls: Declared = Declared(everyone.declared_calls if everyone else None)
         self.tools: ToolGraph = ToolGraph(self.gaps, self._growth)
@@ -158,6 +162,19 @@ class AgentClass:
     def reuse(self) -> float:
         """Mean share of a context that the call after it uses."""
         return self._reuse.mean
+
+    def observe_skipped(self, calls: int, taken_up: bool) -> None:
+        """A context idled for so many calls of its session: then it was extended, or was not."""
+        for mean in self._taken_up[: calls.bit_length()]:
+            mean.observe(float(taken_up))
+
+    def takes_up(self, calls: int) -> bool:
+        """Whether a context that idled for so many calls of its session is mostly extended again.
+
+        Those of parallel agents under one id are, and who waits for a helper that makes one call;
+        a sub-agent that is done is not, nor what was there before the context was cleared.
+        """
+        return self._taken_up[min(calls.bit_length(), _SKIPS) - 1].mean >= 0.5
 
     @property
     def cycle_s(self) -> float:

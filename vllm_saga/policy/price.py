@@ -32,8 +32,8 @@ class Price:
         return self._cost.prefill_s(tokens)
 
     def again_s(self, workflow: Workflow) -> float:
-        """Engine seconds to compute the workflow's contexts again."""
-        return sum(self.prefill_s(max(context.tokens, 1)) for context in workflow.contexts())
+        """Engine seconds to compute the contexts again that the workflow has not left."""
+        return sum(self.prefill_s(max(context.tokens, 1)) for context in workflow.wanted())
 
     def break_even_s(self, workflow: Workflow, residents: int) -> float:
         """Seconds of keeping the workflow's KV that cost what computing it again does.
@@ -43,7 +43,7 @@ class Price:
         """
         if not self._cost.known:
             return math.inf
-        tokens = sum(max(context.tokens, 1) for context in workflow.contexts())
+        tokens = sum(max(context.tokens, 1) for context in workflow.wanted())
         in_its_place = tokens / self._capacity_tokens * max(residents, 1)
         saved_s = self.again_s(workflow) * workflow.agent.reuse
         again = saved_s * (1.0 + self._cost.running)

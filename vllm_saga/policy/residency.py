@@ -155,7 +155,7 @@ class Residency:
 
     def needed_blocks(self, workflow: Workflow) -> int:
         """What a workflow that is not resident would add to `used_blocks`, later growth aside."""
-        missing = sum(self.ledger.missing(context.chain) for context in workflow.contexts())
+        missing = sum(self.ledger.missing(context.chain) for context in workflow.wanted())
         return missing + self._next_blocks(workflow)
 
     def enter(self, workflow: Workflow) -> None:
@@ -180,7 +180,7 @@ class Residency:
 
     def update(self, workflow: Workflow) -> None:
         """Recount a resident after its contexts grew or a call of it began or ended."""
-        for context in workflow.contexts():
+        for context in workflow.wanted():
             self.ledger.count(context)
         blocks = self._next_blocks(workflow)
         # What it shares with others is not freed when it ends.

@@ -277,7 +277,7 @@ class SagaPolicy:
         Oldest first, but one that is expected to fill the whole pool for a second counts as
         `short_first` seconds younger.
         """
-        now_tokens = max(call.prompt_tokens, sum(c.tokens for c in workflow.contexts()))
+        now_tokens = max(call.prompt_tokens, sum(c.tokens for c in workflow.wanted()))
         tokens = now_tokens + workflow.remaining_growth_tokens() / 2
         share = tokens / (self.residency.capacity * self.block_size)
         return workflow.began_at + self.config.short_first * share * workflow.remaining_s()

@@ -42,9 +42,11 @@ class Context:
     """One growing prompt of a session, and the owner of its cached KV blocks.
 
     A session has several when sub-agents or side calls share its id. `counted` is how many leading
-    hashes of `chain` the residency ledger holds for it, `common` how many its last two prompts
-    have in common. Until `protected_until` a retention strategy keeps it before others. `tool` is
-    the node of the execution graph that its last call led to.
+    hashes of `chain` the residency ledger holds for it, `common` how many its last two prompts have
+    in common. Its session has made `skipped` calls elsewhere since its last, and is taken to have
+    `left` it: nothing is promised to it until it is back. Until `protected_until` a retention
+    strategy keeps it before others. `tool` is the node of the execution graph that its last call
+    led to.
     """
 
     session: Session
@@ -61,6 +63,8 @@ class Context:
     prompt_tokens: int = 0
     protected_until: float = 0.0
     tool: str | None = START
+    skipped: int = 0
+    left: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -172,6 +176,10 @@ class Workflow:
     def contexts(self) -> Iterator[Context]:
         for session in self.sessions.values():
             yield from session.contexts
+
+    def wanted(self) -> Iterator[Context]:
+        """Its contexts but for those that it has left."""
+        return (context for context in self.contexts() if not context.left)
 
 
 @dataclass(eq=False, slots=True)
