@@ -9,7 +9,7 @@ from fastapi import FastAPI
 from fastapi.testclient import TestClient
 from vllm.plugins.endpoint_plugins.interface import EndpointPlugin
 
-from vllm_saga.engine.control import END, STATE, WORKFLOW, WORKFLOWS
+from vllm_saga.engine.control import END, PAST, STATE, WORKFLOW, WORKFLOWS
 from vllm_saga.server.endpoints import SagaEndpoints
 
 REPORT = {
@@ -176,3 +176,51 @@ async def test_one_workflow_is_found_where_it_made_a_call_last():
     assert engines.asked == [("saga_control", WORKFLOW, {"name": "a/b:c", "tenant": "t"})]
     client = await client_of(Engines({"workflow": None}))
     assert client.get("/v1/saga/workflows/a").status_code == 404
+
+
+def event(number: int, ended_ago_s: float, **fields: object) -> dict[str, object]:
+    return {"number": number, "what": "call", "id": "a", "ended_ago_s": ended_ago_s, **fields}
+
+
+async def test_what_has_ended_on_all_ranks_is_one_list_latest_first():
+    ranks = {"events": [event(7, 1.0), event(6, 5.0)]}, {"events": [event(7, 3.0)]}
+    engines = Engines(*ranks)
+    client = await client_of(engines)
+    told = client.get("/v1/saga/past?within_s=7.5&limit=2&tenant=").json()
+    assert engines.asked == [("saga_control", PAST, {"tenant": None, "within_s": 7.5, "limit": 2})]
+    assert [(e["engine"], e["ended_ago_s"]) for e in told["events"]] == [("0", 1.0), ("1", 3.0)]
+    assert told["engines"] == [{"engine": "0"}, {"engine": "1"}]
+    second = client.get("/v1/saga/past", headers={"X-data-parallel-rank": "1"}).json()
+    assert [e["engine"] for e in second["events"]] == ["1"]
+
+
+@pytest.mark.parametrize("query", ["within_s=-1", "within_s=x", "within_s=nan", "limit=4097"])
+async def test_a_wrong_question_about_the_past_names_its_field(query):
+    engines = Engines({"events": []})
+    answer = (await client_of(engines)).get(f"/v1/saga/past?{query}")
+    assert answer.status_code == 400 and query.partition("=")[0] in answer.text
+    assert not engines.asked
+
+
+async def test_the_past_is_told_to_whom_it_belongs():
+    engines = Engines({"events": []})
+    client = await client_of(engines, tenant_header="x-team")
+    client.get("/v1/saga/past?tenant=u", headers={"x-team": "t"})
+    client.get("/v1/saga/past?tenant=u", headers={"x-team": ""})
+    client.get("/v1/saga/past?tenant=u")
+    assert [asked["tenant"] for _, _, asked in engines.asked] == ["t", "", "u"]
+    stock = await client_of(Engines(error="object has no attribute 'saga_control'"))
+    assert stock.get("/v1/saga/past").status_code == 404
+
+
+async def test_the_page_is_served_outside_of_what_the_key_guards():
+    client = await client_of(Engines(answer_of()), tenant_header="x-team")
+    shown = client.get("/saga")
+    assert shown.status_code == 200 and shown.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in shown.headers["content-security-policy"]
+    assert 'content="x-team"' in shown.text and 'content="server"' in shown.text
+    script = client.get("/saga/page.js")
+    assert script.headers["content-type"].startswith("text/javascript")
+    assert client.get("/saga/", follow_redirects=False).headers["location"].endswith("/saga")
+    assert client.get("/saga/no.js").status_code == 404
+    assert client.get("/saga/..%2f__init__.py").status_code == 404

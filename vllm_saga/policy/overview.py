@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from operator import itemgetter
 from typing import Any
 
 from vllm_saga.policy.explain import STATES
 
 Overview = dict[str, Any]
 """{"total", "workflows": [each with "engine"], "engines": [each with "engine"], "tenants"}"""
+
+Past = dict[str, Any]
+"""{"events": [each with "engine", latest first], "engines": [each with "engine"]}"""
 
 _NOBODY: dict[str, Any] = {"total": 0, "workflows": [], "counts": {}, "tenants": {}}
 
@@ -30,17 +34,15 @@ def silent(name: str, why: str) -> Overview:
     return _NOBODY | {"engines": [{"engine": name, "error": why}]}
 
 
-def renamed(overview: Overview, server: str) -> Overview:
-    """A server's overview with its engines called as others know them: SERVER, or SERVER-dpRANK."""
-    single = len(overview["engines"]) == 1
+def renamed(told: Overview | Past, server: str) -> Overview | Past:
+    """What a server tells, its engines called as others know them: SERVER, or SERVER-dpRANK."""
+    single = len(told["engines"]) == 1
 
     def name(part: dict[str, Any]) -> dict[str, Any]:
         return part | {"engine": server if single else f"{server}-dp{part['engine']}"}
 
-    return overview | {
-        "workflows": [name(workflow) for workflow in overview["workflows"]],
-        "engines": [name(engine) for engine in overview["engines"]],
-    }
+    lists = told.keys() & {"workflows", "events", "engines"}
+    return told | {field: [name(part) for part in told[field]] for field in lists}
 
 
 def together(parts: Iterable[Overview], limit: int) -> Overview:
@@ -63,6 +65,23 @@ def _added(so_far: dict[str, float] | None, used: dict[str, float]) -> dict[str,
     fields = so_far.keys() | used.keys()
     total = {name: so_far.get(name, 0.0) + used.get(name, 0.0) for name in sorted(fields)}
     return total | {"weight": used.get("weight", 1.0)}
+
+
+def past_of_engine(name: str, answer: dict[str, Any]) -> Past:
+    """What has ended on an engine (`Explainer.past`)."""
+    events = [{"engine": name, **event} for event in answer["events"]]
+    return {"events": events, "engines": [{"engine": name}]}
+
+
+def past_together(parts: Iterable[Past], limit: int) -> Past:
+    """All of them, `limit` events at most, latest first. `number` is one engine's own."""
+    whole: Past = {"events": [], "engines": []}
+    for part in parts:
+        whole["events"] += part.get("events", ())
+        whole["engines"] += part["engines"]
+    whole["events"].sort(key=itemgetter("ended_ago_s"))
+    del whole["events"][limit:]
+    return whole
 
 
 def latest(found: Iterable[dict[str, Any]]) -> dict[str, Any] | None:

@@ -15,6 +15,7 @@ import aiohttp
 from aiohttp import web
 from aiohttp.http_exceptions import HttpProcessingError
 
+from vllm_saga import page
 from vllm_saga.policy.clients import Rules
 from vllm_saga.router.access import Access
 from vllm_saga.router.backends import Address, Backends, BackendsFile
@@ -103,6 +104,7 @@ class Router:
         self.endpoints = Endpoints(
             self.access, self.backends, self.proxy, self.journal, self.metrics,
             Workflows(settings, watching, self.backends),
+            page.load(settings.tenant_header, served_by="router"),
         )  # fmt: skip
         for address in self._addresses:
             self.backends.add(address)

@@ -1,17 +1,18 @@
-"""What the router answers itself: its health, its metrics, and /v1/saga."""
+"""What the router answers itself: its health, its metrics, /v1/saga, and the page that shows it."""
 
 from __future__ import annotations
 
 import asyncio
 import re
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import unquote
 
 import msgspec
 from aiohttp import web
 
+from vllm_saga import page
 from vllm_saga.router.access import Access
 from vllm_saga.router.backends import Address, AddressError, Backend, Backends
 from vllm_saga.router.journal import Journal
@@ -42,6 +43,7 @@ class Endpoints:
         journal: Journal,
         metrics: Metrics,
         workflows: Workflows,
+        page_files: Mapping[str, page.File],
     ) -> None:
         self._access = access
         self._backends = backends
@@ -49,6 +51,7 @@ class Endpoints:
         self._journal = journal
         self._metrics = metrics
         self._workflows = workflows
+        self._page = page_files
         self.stopping = False
         self._open: dict[str, Handler] = {
             "/health": self._health, "/ready": self._ready, "/metrics": self._show_metrics,
@@ -62,6 +65,7 @@ class Endpoints:
             ("POST", re.compile("/backends/(.+)/drain"), self._drain),
             ("POST", re.compile("/backends/(.+)/undrain"), self._undrain),
             ("POST", re.compile("/sessions/([^/]+)/end"), self._end),
+            ("GET", re.compile("/past"), self._past),
             ("GET", re.compile("/workflows"), self._list_workflows),
             ("GET", re.compile("/workflows/(.+)"), self._workflow),
         ]
@@ -75,6 +79,8 @@ class Endpoints:
         path = request.rel_url.raw_path
         if path in self._open and request.method in ("GET", "HEAD"):
             return self._open[path](request, "")
+        if path == page.PATH or path.startswith(page.PATH + "/"):
+            return self._show_page(request, path)
         if path != _PREFIX and not path.startswith(_PREFIX + "/"):
             return None
         allowed = []
@@ -90,7 +96,7 @@ class Endpoints:
 
     def _check(self, request: web.BaseRequest, handler: Handler) -> None:
         """Clients may end their tenant's sessions and see its workflows; the rest is operators'."""
-        of_tenant = handler in (self._list_workflows, self._workflow) and (
+        of_tenant = handler in (self._list_workflows, self._workflow, self._past) and (
             self._workflows.tenant(request) is not None
         )
         if handler == self._end or of_tenant:
@@ -110,6 +116,19 @@ class Endpoints:
     async def _show_metrics(self, request: web.BaseRequest, _: str) -> web.Response:
         return web.Response(
             body=self._metrics.text(), headers={"Content-Type": "text/plain; version=0.0.4"}
+        )
+
+    async def _show_page(self, request: web.BaseRequest, path: str) -> web.Response:
+        """Anybody may have it: what it shows, it asks for with the key of who looks at it."""
+        if request.method not in ("GET", "HEAD"):
+            raise Problem(405, "method", f"{path} takes GET, HEAD")
+        if path == page.PATH + "/":
+            return web.Response(status=308, headers={"Location": ".." + page.PATH})
+        file = self._page.get(path)
+        if file is None:
+            raise Problem(404, "not_found", f"the router has no {path}")
+        return web.Response(
+            body=file.body, headers={"Content-Type": file.content_type, **page.HEADERS}
         )
 
     async def _sessions(self, request: web.BaseRequest, _: str) -> web.Response:
@@ -150,6 +169,9 @@ class Endpoints:
     async def _end(self, request: web.BaseRequest, name: str) -> web.Response:
         known = self._proxy.end_session(request, name)
         return web.json_response({"session": name, "known": known})
+
+    async def _past(self, request: web.BaseRequest, _: str) -> web.Response:
+        return web.json_response(await self._workflows.past(request))
 
     async def _list_workflows(self, request: web.BaseRequest, _: str) -> web.Response:
         return web.json_response(await self._workflows.all(request))

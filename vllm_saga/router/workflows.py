@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
+from collections.abc import Set
 from typing import Any
 from urllib.parse import quote
 
@@ -14,13 +15,16 @@ from yarl import URL
 
 from vllm_saga.policy import overview
 from vllm_saga.policy.explain import MAX_LIMIT, STATES
+from vllm_saga.policy.timeline import MAX_EVENTS
 from vllm_saga.router.backends import Backend, Backends
 from vllm_saga.router.problems import Problem
 from vllm_saga.router.settings import RouterSettings
 
 _PATH = "/v1/saga/workflows"
+_PAST_PATH = "/v1/saga/past"
 _TIMEOUT_S = 5.0
 _DEFAULT_LIMIT = 100
+_DEFAULT_EVENTS = 1000
 
 
 class Workflows:
@@ -45,14 +49,18 @@ class Workflows:
             Problem: the query is wrong.
         """
         query = _read_query(request)
-        answers = await self._ask(_PATH, query, request)
-        parts = []
-        for backend, (status, answer) in answers:
-            if status == 200 and answer.keys() >= {"total", "workflows", "engines", "tenants"}:
-                parts.append(overview.renamed(answer, backend.name))
-            else:
-                parts.append(overview.silent(backend.name, _why(status, answer)))
+        parts = await self._parts(_PATH, query, request, {"total", "workflows", "tenants"})
         return overview.together(parts, int(query["limit"]))
+
+    async def past(self, request: web.BaseRequest) -> overview.Past:
+        """What has ended lately on every backend; one that cannot be asked is listed as in `all`.
+
+        Raises:
+            Problem: the query is wrong.
+        """
+        query = _read_past_query(request)
+        parts = await self._parts(_PAST_PATH, query, request, {"events"})
+        return overview.past_together(parts, int(query["limit"]))
 
     async def one(self, request: web.BaseRequest, name: str) -> dict[str, Any]:
         """A workflow, of the backend where it made a call last.
@@ -70,6 +78,18 @@ class Workflows:
         if found is None:
             raise Problem(404, "not_found", f"no workflow has a session {name!r}")
         return found
+
+    async def _parts(
+        self, path: str, query: dict[str, str], request: web.BaseRequest, wanted: Set[str]
+    ) -> list[dict[str, Any]]:
+        """What each backend answers that has these fields and "engines"; else that it does not."""
+        parts = []
+        for backend, (status, answer) in await self._ask(path, query, request):
+            if status == 200 and answer.keys() >= wanted | {"engines"}:
+                parts.append(overview.renamed(answer, backend.name))
+            else:
+                parts.append(overview.silent(backend.name, _why(status, answer)))
+        return parts
 
     async def _ask(
         self, path: str, query: dict[str, str], request: web.BaseRequest
@@ -97,13 +117,26 @@ class Workflows:
 
 def _read_query(request: web.BaseRequest) -> dict[str, str]:
     query = dict(request.rel_url.query)
-    limit = query.setdefault("limit", str(_DEFAULT_LIMIT))
-    if not re.fullmatch("[0-9]{1,3}", limit) or int(limit) > MAX_LIMIT:
-        raise Problem(400, "bad_request", f"limit = {limit!r}: at most {MAX_LIMIT} is wanted")
+    _check_limit(query, _DEFAULT_LIMIT, MAX_LIMIT)
     if query.get("state", "held") not in STATES:
         allowed = ", ".join(STATES)
         raise Problem(400, "bad_request", f"state = {query['state']!r}: there are {allowed}")
     return query
+
+
+def _read_past_query(request: web.BaseRequest) -> dict[str, str]:
+    query = dict(request.rel_url.query)
+    _check_limit(query, _DEFAULT_EVENTS, MAX_EVENTS)
+    within_s = query.get("within_s", "0")
+    if not re.fullmatch(r"[0-9]{1,9}(\.[0-9]{1,9})?", within_s):
+        raise Problem(400, "bad_request", f"within_s = {within_s!r}: seconds are wanted")
+    return query
+
+
+def _check_limit(query: dict[str, str], default: int, most: int) -> None:
+    limit = query.setdefault("limit", str(default))
+    if not re.fullmatch("[0-9]{1,4}", limit) or int(limit) > most:
+        raise Problem(400, "bad_request", f"limit = {limit!r}: at most {most} is wanted")
 
 
 def _why(status: int, answer: dict[str, Any]) -> str:

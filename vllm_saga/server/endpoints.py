@@ -1,6 +1,8 @@
-"""/v1/saga: what each engine of this server reports, its workflows, and the end of sessions.
+"""/v1/saga: what each engine of this server reports, its workflows, and the end of sessions; /saga,
+a page that shows them.
 
-On with `VLLM_PLUGINS=saga` (vLLM's opt-in). Under /v1 vLLM's --api-key guards it like the rest.
+On with `VLLM_PLUGINS=saga` (vLLM's opt-in). Under /v1 vLLM's --api-key guards it like the rest; the
+page itself holds nothing that is secret, and asks who looks at it for the key.
 
 Who may see what: vLLM knows no tenants, so a tenant is who the tenant header names
 (`tenant_header`), as the engine knows it (`tenant_source`: its saga_tenant, or its cache salt or
@@ -16,26 +18,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from statistics import fmean
-from typing import Any
+from typing import Any, TypeVar
 
 import msgspec
 from fastapi import APIRouter, FastAPI, Request
-from fastapi.responses import JSONResponse
+from fastapi.responses import JSONResponse, Response
 
+from vllm_saga import page
 from vllm_saga.config import load_config
 from vllm_saga.engine.control import (
     END,
+    PAST,
     STATE,
     WORKFLOW,
     WORKFLOWS,
     ControlError,
     Listing,
+    Past,
     ask,
 )
 from vllm_saga.policy import overview
 from vllm_saga.policy.identity import short_id
 
 RANK_HEADER = "x-data-parallel-rank"
+
+T = TypeVar("T", Listing, Past)
 
 
 class SagaEndpoints:
@@ -48,14 +55,18 @@ class SagaEndpoints:
         self._engine_client: Any = None
         self._tenant_header = ""
         self._unavailable: str | None = None
+        self._page: dict[str, page.File] = {}
 
     def attach_router(self, app: FastAPI) -> None:
         router = APIRouter(prefix="/v1/saga", tags=["saga"])
         router.add_api_route("/state", self.state, methods=["GET"])
         router.add_api_route("/workflows", self.workflows, methods=["GET"])
         router.add_api_route("/workflows/{name:path}", self.workflow, methods=["GET"])
+        router.add_api_route("/past", self.past, methods=["GET"])
         router.add_api_route("/sessions/{session:path}/end", self.end, methods=["POST"])
         app.include_router(router)
+        for path in (page.PATH, page.PATH + "/{name}"):
+            app.add_api_route(path, self.show_page, methods=["GET"], include_in_schema=False)
 
     async def init_state(self, engine_client: Any, state: Any, args: Any) -> None:
         self._engine_client = engine_client
@@ -63,6 +74,7 @@ class SagaEndpoints:
         self._tenant_header = load_config(
             getattr(vllm_config, "additional_config", None)
         ).tenant_header
+        self._page = page.load(self._tenant_header, served_by="server")
 
     async def state(self, request: Request) -> JSONResponse:
         """The engine's report: of the data-parallel rank that X-data-parallel-rank names, or of all
@@ -79,12 +91,8 @@ class SagaEndpoints:
         names: `?state=` (held, queued, running, gap, presumed_ended), `?limit=`, and for operators
         `?tenant=`. Answers `policy.overview.Overview`; what a workflow is says `policy.explain`.
         """
-        query = {k: v for k, v in request.query_params.items() if v} | self._whose(request)
         try:
-            asked = msgspec.convert(query, Listing, strict=False)
-        except msgspec.ValidationError as error:
-            return _error(400, f"{request.url.query!r}: {error}")
-        try:
+            asked = self._asked(request, Listing)
             answers = await self._ask_wanted(request, WORKFLOWS, msgspec.to_builtins(asked))
         except _Refusal as refusal:
             return refusal.answer
@@ -108,6 +116,27 @@ class SagaEndpoints:
         told = overview.latest(found)
         return JSONResponse(told) if told else _error(404, f"no workflow has a session {name!r}")
 
+    async def past(self, request: Request) -> JSONResponse:
+        """Calls and workflows that have ended lately, of all ranks or of the one that
+        X-data-parallel-rank names: `?within_s=` (60), `?limit=` (1000), and for operators
+        `?tenant=`. Answers `policy.overview.Past`; what an event is says `Explainer.past`.
+        """
+        try:
+            asked = self._asked(request, Past)
+            answers = await self._ask_wanted(request, PAST, msgspec.to_builtins(asked))
+        except _Refusal as refusal:
+            return refusal.answer
+        parts = (overview.past_of_engine(rank, answer) for rank, answer in answers.items())
+        return JSONResponse(overview.past_together(parts, asked.limit))
+
+    async def show_page(self, request: Request) -> Response:
+        """The page, and what it consists of (docs/page.md)."""
+        name = request.path_params.get("name")
+        file = self._page.get(page.PATH if name is None else f"{page.PATH}/{name}")
+        if file is None:
+            return _error(404, f"the page has no {name!r}")
+        return Response(file.body, media_type=file.content_type, headers=page.HEADERS)
+
     async def end(self, session: str, request: Request) -> JSONResponse:
         """A session of the tenant that the tenant header names is over: its KV is the first to go.
 
@@ -124,6 +153,18 @@ class SagaEndpoints:
         """The tenant that may see the answer; nothing if there is no telling: then all of it."""
         tenant = request.headers.get(self._tenant_header)
         return {} if tenant is None else {"tenant": short_id(tenant.strip())}
+
+    def _asked(self, request: Request, kind: type[T]) -> T:
+        """What the query asks for, and may.
+
+        Raises:
+            _Refusal: it asks for what there is not.
+        """
+        query = {k: v for k, v in request.query_params.items() if v} | self._whose(request)
+        try:
+            return msgspec.convert(query, kind, strict=False)
+        except msgspec.ValidationError as error:
+            raise _Refusal(400, f"{request.url.query!r}: {error}") from None
 
     async def _ask_wanted(
         self, request: Request, op: str, payload: dict[str, Any]
