@@ -134,6 +134,12 @@ class SagaConfig(BaseModel):
         10.0, ge=0.0, description="Seconds between state lines in the log while busy; 0 = none."
     )
 
+    traces: bool = Field(
+        True,
+        description="Send a trace of each workflow where vLLM's --otlp-traces-endpoint says; off = "
+        "vLLM's own traces only.",
+    )
+
     @field_validator("session_headers", "tenant_header")
     @classmethod
     def _lower(cls, names: Any) -> Any:

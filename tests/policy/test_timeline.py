@@ -6,10 +6,11 @@ import json
 
 from helpers import arrival, make_policy, run_call
 
+from vllm_saga.policy import timeline
 from vllm_saga.policy.explain import Explainer
 from vllm_saga.policy.identity import salt_tenant
 from vllm_saga.policy.report import end_session
-from vllm_saga.policy.timeline import MAX_EVENTS, PastCall, PastWorkflow
+from vllm_saga.policy.timeline import PastCall, PastWorkflow, past_workflow
 
 
 def past(policy, now: float, within_s: float = 1e9, limit: int = 100, tenant: str | None = None):
@@ -90,7 +91,8 @@ def test_the_horizon_the_limit_and_a_presumed_end():
     assert [e["id"] for e in past(policy, 101.5) if e["what"] == "workflow"] == ["s1", "s0"]
 
 
-def test_who_follows_it_misses_nothing_that_is_kept():
+def test_who_follows_it_misses_nothing_that_is_kept(monkeypatch):
+    monkeypatch.setattr(timeline, "MAX_EVENTS", 64)
     policy = make_policy()
     run_call(policy, arrival("a", list(range(10)), "s"), [1], 1.0)
     seen = policy.timeline.count
@@ -98,8 +100,21 @@ def test_who_follows_it_misses_nothing_that_is_kept():
     call, workflow = policy.timeline.since(seen)
     assert isinstance(call, PastCall) and call.call_id == "b"
     assert isinstance(workflow, PastWorkflow) and workflow.root == ("", "t")
-    for i in range(MAX_EVENTS):
+    for i in range(64):
         run_call(policy, arrival(f"x{i}", list(range(10)), "s"), [1], 3.0)
     kept = policy.timeline.since(seen)
-    assert len(kept) == MAX_EVENTS and kept[-1].call_id == f"x{MAX_EVENTS - 1}"
+    assert [event.call_id for event in kept] == [f"x{i}" for i in range(64)]
     assert policy.timeline.since(policy.timeline.count) == []
+
+
+def test_a_call_knows_when_its_workflow_began_and_an_open_workflow_that_it_is():
+    policy = make_policy()
+    tokens = run_call(policy, arrival("a", list(range(10)), "s"), [1], 5.0, 6.0)
+    run_call(policy, arrival("b", [*tokens, 3], "s"), [1], 8.0, 9.0)
+    assert [call.workflow_began_at for call in policy.timeline.since(0)] == [5.0, 5.0]
+    (session,) = policy.table.sessions.values()
+    still = past_workflow(session.workflow, 20.0, open=True)
+    assert (still.began_at, still.ended_at, still.calls, still.open) == (5.0, 20.0, 2, True)
+    end_session(policy, "", "s", 21.0)
+    ended = policy.timeline.since(2)[0]
+    assert (ended.ended_at, ended.open, ended.workflow) == (9.0, False, still.workflow)

@@ -16,7 +16,7 @@ from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request, RequestStatus
 
 from vllm_saga.config import SagaConfig, load_config
-from vllm_saga.engine import compat, control
+from vllm_saga.engine import compat, control, traces
 from vllm_saga.engine.blocks import RetentionQueue
 from vllm_saga.engine.hints import read_arrival
 from vllm_saga.engine.memory import GraphFile, of_rank
@@ -65,6 +65,7 @@ class SagaMixin(_Upstream):
         self._timer = StepTimer()
         self._reporter = Reporter() if is_heard() else None
         self._graph_file: GraphFile | None = None
+        self._traces: traces.Traces | None = None
         if not self.cache_config.enable_prefix_caching:
             logger.warning(
                 "saga: prefix caching is off, so there is no KV to keep between calls: "
@@ -83,6 +84,7 @@ class SagaMixin(_Upstream):
             rank = self.vllm_config.parallel_config.data_parallel_index
             self._graph_file = GraphFile(of_rank(config.graph_path, rank), config.graph_save_s)
             self._graph_file.load(saga.classes)
+        self._traces = traces.start(self.vllm_config, saga, self.started)
         self.saga = saga
         self._held_queue = WorkflowQueue(self.policy, self._is_held)
         self.waiting = self._held_queue
@@ -134,6 +136,7 @@ class SagaMixin(_Upstream):
                     request.request_id, request.num_tokens, self._now(), self._tools_of(request)
                 )
             )
+            self._trace(request)
             if not self.requests:
                 self._save_graph(self._now(), idle=True)
         return result
@@ -162,6 +165,8 @@ class SagaMixin(_Upstream):
     def shutdown(self, *args: Any, **kwargs: Any) -> None:
         if self._graph_file is not None and self.saga is not None:
             self._graph_file.save_now(self.saga.classes)
+        if self._traces is not None:
+            self._traces.close(self.saga, self._now())
         super().shutdown(*args, **kwargs)
 
     def _select_waiting_queue_for_scheduling(self) -> RequestQueue | None:
@@ -185,6 +190,7 @@ class SagaMixin(_Upstream):
             return self._explain(op, payload, now)
         tenant, session = control.read_end(op, payload)
         ended = self._guarded(lambda saga: end_session(saga, tenant, session, now))
+        self._trace()
         return {"ended": bool(ended)}
 
     def _explain(self, op: str, payload: Mapping[str, Any], now: float) -> dict[str, Any]:
@@ -233,6 +239,7 @@ class SagaMixin(_Upstream):
             self._guarded(self._sort_victims)
         if self.saga is not None and now >= self._next_log:
             self._log_state(self.saga, now)
+        self._trace()
         self._save_graph(now, idle=False)
 
     def _save_graph(self, now: float, idle: bool) -> None:
@@ -249,6 +256,12 @@ class SagaMixin(_Upstream):
         except Exception:
             self._reporter = None
             logger.exception("saga: no metrics from here on. Please report this.")
+
+    def _trace(self, request: Request | None = None) -> None:
+        """request: the one that has just ended, if one has."""
+        if self._traces is not None and self.saga is not None:
+            idle = not self.requests
+            self._traces.follow(self.saga.timeline, self._now(), request, idle)
 
     def _is_tight(self) -> bool:
         """Whether this step may have to preempt: about one new block per running call."""

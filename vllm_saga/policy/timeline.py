@@ -15,12 +15,14 @@ MAX_EVENTS = 4096
 class PastCall(NamedTuple):
     """A call of a known workflow, from its arrival to its end (the policy's clock, seconds).
 
-    `begun_at` is when it was let in, None if it was withdrawn while it was held. `cached_tokens`
-    of its prompt were in the prefix cache; `tool` is the node that it led to.
+    `workflow_began_at` is the arrival of its workflow's first call, `begun_at` when it was let in,
+    None if it was withdrawn while it was held. `cached_tokens` of its prompt were in the prefix
+    cache; `tool` is the node that it led to.
     """
 
     workflow: int
     root: SessionKey
+    workflow_began_at: float
     session: SessionKey
     call_id: str
     arrived_at: float
@@ -33,7 +35,10 @@ class PastCall(NamedTuple):
 
 
 class PastWorkflow(NamedTuple):
-    """A workflow that has ended or was forgotten; `ended_at` is the end of its last call."""
+    """A workflow that has ended or was forgotten; `ended_at` is the end of its last call.
+
+    `open`: it has done neither, but its engine ends.
+    """
 
     workflow: int
     root: SessionKey
@@ -41,9 +46,23 @@ class PastWorkflow(NamedTuple):
     ended_at: float
     calls: int
     lost_tokens: int
+    open: bool = False
 
 
 Event = PastCall | PastWorkflow
+
+
+def past_workflow(workflow: Workflow, ended_at: float, open: bool = False) -> PastWorkflow:
+    """What is kept of a workflow."""
+    return PastWorkflow(
+        workflow.seq,
+        workflow.root,
+        workflow.began_at,
+        ended_at,
+        workflow.calls_done,
+        workflow.lost_tokens,
+        open,
+    )
 
 
 class Timeline:
@@ -61,6 +80,7 @@ class Timeline:
             PastCall(
                 workflow.seq,
                 workflow.root,
+                workflow.began_at,
                 context.session.key,
                 call.call_id,
                 call.arrived_at,
@@ -75,16 +95,7 @@ class Timeline:
 
     def add_workflow(self, workflow: Workflow) -> None:
         """A workflow has ended, or is forgotten."""
-        self._add(
-            PastWorkflow(
-                workflow.seq,
-                workflow.root,
-                workflow.began_at,
-                workflow.idle_since,
-                workflow.calls_done,
-                workflow.lost_tokens,
-            )
-        )
+        self._add(past_workflow(workflow, workflow.idle_since))
 
     def latest(self) -> Iterator[tuple[int, Event]]:
         """Events with their numbers, the last one first."""
