@@ -125,7 +125,7 @@ def _check_metrics(samples: Samples, longest: int | None) -> Iterator[Finding]:
         yield warning(
             "sessions",
             f"{conflicts:.0f} requests named two",
-            "The first source counts (README, `Agents that send their own headers`).",
+            "The first source counts (docs/agents.md, `Agents that send their own headers`).",
         )
 
 
