@@ -11,6 +11,8 @@ from vllm_saga.simulator.cluster import Cluster, Setup, Stuck
 from vllm_saga.simulator.load import Closed
 from vllm_saga.simulator.placement import PLACEMENTS, least_loaded
 from vllm_saga.simulator.policies.base import Policy
+from vllm_saga.simulator.policies.saga import Saga
+from vllm_saga.simulator.replica import PolicyFailed
 from vllm_saga.simulator.trace import Call, Session
 
 
@@ -232,3 +234,14 @@ def test_a_call_reaches_the_engine_later_the_more_are_in_flight():
     )
     staggered.run()
     assert [s.calls[0].submitted_s for s in staggered.sessions] == pytest.approx([0.25, 1.05, 1.06])
+
+
+def test_a_policy_that_fails_ends_the_run():
+    class Faulty(Saga):
+        def attach(self, replica, scheduler):
+            super().attach(replica, scheduler)
+            scheduler.saga.on_finish = lambda *args, **kwargs: 1 / 0
+
+    setup = Setup(many(4), SMALL, PLACEMENTS["sticky"], lanes=2)
+    with pytest.raises(PolicyFailed, match="saga's policy failed"):
+        Cluster(setup, Faulty).run()

@@ -55,6 +55,10 @@ class _InFlight:
     made: int = 0
 
 
+class PolicyFailed(RuntimeError):
+    """A run would be stock's from here on, under saga's name."""
+
+
 class Replica:
     """Runs calls through one scheduler; `due_s` says when `advance` wants to be called next.
 
@@ -139,6 +143,8 @@ class Replica:
     def advance(self, now: float) -> None:
         """Take the results of steps that are ready, and schedule the next ones."""
         self.settle(now)
+        if getattr(self.scheduler, "saga_failures", 0):
+            raise PolicyFailed("saga's policy failed: its error is above; stock would go on alone")
         self._account(now)
         while self._steps and self._steps[0].end_s <= now:
             self._collect(self._steps.popleft())

@@ -75,6 +75,10 @@ class _Future(AgentClass):
         """For ever while there is another call, not at all after the last."""
         return 1e9 if self._next_call else 0.0
 
+    def quantile_s(self, share: float) -> float:
+        """The seconds to the next call, whatever the share; 0 after the last."""
+        return self._delays_s[self._done] if self._next_call else 0.0
+
     def return_rate(self, idle_s: float) -> float:
         """1 over the seconds to the next call; 0 after the last."""
         if self._next_call is None:
