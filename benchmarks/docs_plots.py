@@ -11,10 +11,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Mapping
+from functools import cache
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import matplotlib
 import typer
@@ -63,6 +64,7 @@ _TENANTS = {"steady": 1, "burst": 4}
 _WINDOW_S = 60.0
 
 Json = dict[str, Any]
+V = TypeVar("V")
 
 
 def main(output: Annotated[Path, typer.Option(help="Where the pictures go.")] = PICTURES) -> None:
@@ -125,9 +127,7 @@ def memory() -> tuple[Figure, Any]:
         for workload in ("W1", "W2", "W3")
     }
     figure = Figure(figsize=(9, 2.8), layout="constrained")
-    for axes, (workload, shares) in zip(
-        figure.subplots(1, 3, sharey=True), data.items(), strict=True
-    ):
+    for axes, workload, shares in _panels(figure, data):
         left = [0.0] * len(names)
         for number, title in enumerate(parts.values()):
             widths = [100 * share[number] for share in shares.values()]
@@ -150,9 +150,7 @@ def waits() -> tuple[Figure, Any]:
         for workload in ("W1", "W2", "W3")
     }
     figure = Figure(figsize=(9, 3), layout="constrained")
-    for axes, (workload, values) in zip(
-        figure.subplots(1, 3, sharey=True), data.items(), strict=True
-    ):
+    for axes, workload, values in _panels(figure, data):
         for number, (policy, seconds) in enumerate(values.items()):
             places = [place + 0.27 * (number - 1) for place in range(len(quantiles))]
             axes.bar(places, seconds, 0.25, color=COLOURS[policy], label=NAMES[policy])
@@ -196,9 +194,7 @@ def fair_share() -> tuple[Figure, Any]:
         "Agent Fair Share": _serve(lambda waiting, share, now: share.first(now)),
     }
     figure = Figure(figsize=(9, 2.8), layout="constrained")
-    for axes, (title, waited) in zip(
-        figure.subplots(1, 2, sharey=True), lines.items(), strict=True
-    ):
+    for axes, title, waited in _panels(figure, lines):
         for tenant, colour in zip(_TENANTS, (PALETTE[0], ACCENT), strict=True):
             own = [(came, wait) for name, came, wait in waited if name == tenant]
             axes.plot(*zip(*own, strict=True), ".", ms=4, color=colour, label=tenant)
@@ -245,12 +241,23 @@ def _serve(choose: Callable[[list[str], FairShare, float], str]) -> list[tuple[s
 
 def average(workload: str, load: str, policy: str, path: str) -> float:
     """A figure of a policy at a point of the sweep, in the mean of its seeds."""
-    path_of_point = RESULTS / "sweep" / "points" / f"{workload}-overcommit-{load}.json"
-    runs = json.loads(path_of_point.read_text())["runs"]
-    values: list[Any] = [run for run in runs if run["policy"] == policy]
+    values: list[Any] = [run for run in _runs(workload, load) if run["policy"] == policy]
     for key in path.split("/"):
         values = [value[key] for value in values]
     return fmean(values)
+
+
+@cache
+def _runs(workload: str, load: str) -> list[Json]:
+    point = RESULTS / "sweep" / "points" / f"{workload}-overcommit-{load}.json"
+    runs: list[Json] = json.loads(point.read_text())["runs"]
+    return runs
+
+
+def _panels(figure: Figure, data: Mapping[str, V]) -> Iterable[tuple[Axes, str, V]]:
+    """A panel for each entry, side by side on one scale."""
+    axes = figure.subplots(1, len(data), sharey=True)
+    return zip(axes, data.keys(), data.values(), strict=True)
 
 
 def _logarithmic(axes: Axes) -> None:

@@ -39,17 +39,18 @@ def prepare(
     )
     driver = Driver(scheduler)
     for number in range(idle):
-        driver.add(make_request(f"i{number}", _prompt(number), 1, session_id=f"i{number}"))
+        driver.add(make_request(f"i{number}", prompt_of(number), 1, session_id=f"i{number}"))
         driver.drain(100)
         driver.now += 0.03
     for number in range(idle, idle + running + waiting):
-        driver.add(make_request(f"r{number}", _prompt(number), 20_000, session_id=f"s{number}"))
+        driver.add(make_request(f"r{number}", prompt_of(number), 20_000, session_id=f"s{number}"))
     while len(scheduler.running) < running:
         driver.step()
     return driver
 
 
-def _prompt(number: int) -> list[int]:
+def prompt_of(number: int) -> list[int]:
+    """The token ids of the prompt of the call with this number."""
     return [(number * 7919 + i * (1 + number // 500)) % 500 for i in range(PROMPT_TOKENS)]
 
 

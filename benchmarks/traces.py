@@ -19,10 +19,9 @@ from typing import Annotated, Any
 
 import typer
 
+from benchmarks.overhead import prompt_of
 from vllm_saga.simulator.driver import Driver, make_request
 from vllm_saga.simulator.schedulers import make_scheduler
-
-PROMPT_TOKENS = 512
 
 
 class Engine:
@@ -64,9 +63,9 @@ class Engine:
 
     def _begin(self, tokens: int) -> None:
         number = self._calls = self._calls + 1
-        prompt = [(number * 7919 + i * (1 + number // 500)) % 500 for i in range(PROMPT_TOKENS)]
         session = f"s{number % 4000}"
-        self._driver.add(make_request(f"r{number}", prompt, tokens, session_id=session))
+        request = make_request(f"r{number}", prompt_of(number), tokens, session_id=session)
+        self._driver.add(request)
 
 
 def _traced(endpoint: str | None) -> Any:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -13,10 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "clients"
 
 @pytest.mark.live
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(
-    "SAGA_TEST_CLIENTS" not in os.environ,
-    reason="minutes, and 1 GB of clients; SAGA_TEST_CLIENTS=1 runs",
-)
+@pytest.mark.switch("SAGA_TEST_CLIENTS", "minutes, and 1 GB of clients")
 def test_each_conversation_of_each_client_is_one_session():
     done = subprocess.run([SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -13,10 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "check-dashboards"
 
 @pytest.mark.live
 @pytest.mark.timeout(900)
-@pytest.mark.skipif(
-    "SAGA_TEST_DASHBOARDS" not in os.environ,
-    reason="minutes, and needs Prometheus; SAGA_TEST_DASHBOARDS=1 runs",
-)
+@pytest.mark.switch("SAGA_TEST_DASHBOARDS", "minutes, and needs Prometheus")
 def test_every_panel_returns_data():
     done = subprocess.run([SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -40,9 +40,7 @@ def texts_of(way: type) -> list[str]:
 
 
 SERVED = texts_of(Serves)
-on_request = pytest.mark.skipif(
-    "SAGA_TEST_DOCS" not in os.environ, reason="a minute each; SAGA_TEST_DOCS=1 runs"
-)
+on_request = pytest.mark.switch("SAGA_TEST_DOCS", "a minute each")
 needs_model = pytest.mark.skipif(not MODEL.exists(), reason="scripts/setup makes the model")
 
 

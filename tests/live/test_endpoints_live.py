@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 from io import StringIO
 from typing import Any
 
@@ -156,7 +155,7 @@ async def test_clients_are_known_by_their_headers_and_sessions_end(serve):
         assert "the policy failed" not in client.log()
 
 
-@pytest.mark.skipif("SAGA_TEST_RANKS" not in os.environ, reason="minutes; SAGA_TEST_RANKS=1 runs")
+@pytest.mark.switch("SAGA_TEST_RANKS", "minutes")
 async def test_ranks_report_each_for_itself(serve):
     env = {**PLUGINS, "VLLM_CPU_OMP_THREADS_BIND": "auto"}
     async with serve("saga", *FLAGS, "--data-parallel-size", "2", blocks=100, env=env) as client:

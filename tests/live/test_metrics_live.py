@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import re
 
 import pytest
@@ -33,7 +32,7 @@ async def state(client, rank: int) -> dict[str, int]:
 
 
 @pytest.mark.timeout(900)
-@pytest.mark.skipif("SAGA_TEST_RANKS" not in os.environ, reason="minutes; SAGA_TEST_RANKS=1 runs")
+@pytest.mark.switch("SAGA_TEST_RANKS", "minutes")
 async def test_counters_of_each_rank_sum_up_over_api_servers(serve):
     async with serve("saga", *FLAGS, blocks=100, env=PLUGINS) as client:
         calls = (

@@ -1,7 +1,6 @@
 """One small run of the live benchmark against a real server."""
 
 import json
-import os
 import subprocess
 import sys
 from pathlib import Path
@@ -42,9 +41,7 @@ def test_quick_run_of_the_stock_arm(tmp_path: Path) -> None:
 
 @pytest.mark.live
 @pytest.mark.timeout(300)
-@pytest.mark.skipif(
-    "SAGA_TEST_REPLICAS" not in os.environ, reason="minutes; SAGA_TEST_REPLICAS=1 runs"
-)
+@pytest.mark.switch("SAGA_TEST_REPLICAS", "minutes")
 def test_quick_run_of_two_replicas_behind_our_router(tmp_path: Path) -> None:
     report, said = quick_run(
         tmp_path,

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,10 +11,7 @@ import pytest
 from small_engines import Agent, SmallEngine, serving
 
 pytestmark = [
-    pytest.mark.skipif(
-        "SAGA_TEST_PAGE" not in os.environ,
-        reason="a minute, and needs Chromium and the extra page-test; SAGA_TEST_PAGE=1 runs",
-    ),
+    pytest.mark.switch("SAGA_TEST_PAGE", "a minute, and needs Chromium and the extra page-test"),
     pytest.mark.timeout(180),
 ]
 

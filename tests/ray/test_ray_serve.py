@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import subprocess
 from pathlib import Path
 
@@ -13,10 +12,7 @@ SCRIPT = Path(__file__).parents[2] / "scripts" / "ray"
 
 @pytest.mark.live
 @pytest.mark.timeout(1800)
-@pytest.mark.skipif(
-    "SAGA_TEST_RAY" not in os.environ,
-    reason="minutes, and 0.5 GB of Ray; SAGA_TEST_RAY=1 runs",
-)
+@pytest.mark.switch("SAGA_TEST_RAY", "minutes, and 0.5 GB of Ray")
 def test_sessions_stay_spread_and_outlive_their_replica():
     done = subprocess.run([SCRIPT], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr

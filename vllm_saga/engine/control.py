@@ -26,7 +26,6 @@ END = "end"
 WORKFLOWS = "workflows"
 #: op: the workflow that `Named` asks for; answers `{"workflow": its values or None}`.
 WORKFLOW = "workflow"
-
 #: op: what has ended lately, as `Past` asks for; answers `Explainer.past`.
 PAST = "past"
 

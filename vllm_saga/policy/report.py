@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from itertools import chain
+from statistics import fmean
 from typing import Any
 
 from vllm_saga.policy.identity import is_anonymous, salt_tenant, session_key
@@ -43,6 +45,24 @@ def stock_report(kv_tokens: int, used_tokens: int) -> dict[str, Any]:
         "held_calls": [],
         "sessions": [],
         "saga": {},
+    }
+
+
+def together(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """The reports of several ranks as of one engine."""
+    if len(reports) == 1:
+        return reports[0]
+    whole: dict[str, Any] = {
+        name: sum(report[name] for report in reports)
+        for name in ("kv_tokens", "used_tokens", "running", "waiting", "resident")
+    }
+    for name in ("held_calls", "sessions"):
+        whole[name] = [entry for report in reports for entry in report[name]]
+    return whole | {
+        "started": "-".join(report["started"] for report in reports),
+        "prefill_tokens_per_s": fmean(report["prefill_tokens_per_s"] for report in reports),
+        "saga": {},
+        "ranks": reports,
     }
 
 

@@ -8,8 +8,8 @@ from typing import Any
 from ray.serve.llm.deployment import LLMServer
 
 from vllm_saga.engine.control import STATE, ControlError, ask
+from vllm_saga.policy.report import together
 from vllm_saga.ray.dispatch import NUMBER, REPORT
-from vllm_saga.server.endpoints import together
 
 # Ray Serve configures this one.
 logger = logging.getLogger("ray.serve")

@@ -16,8 +16,6 @@ salt (its digest stands for it), and what prompts and outputs say, but for names
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from statistics import fmean
 from typing import Any, TypeVar
 
 import msgspec
@@ -39,6 +37,7 @@ from vllm_saga.engine.control import (
 )
 from vllm_saga.policy import overview
 from vllm_saga.policy.identity import short_id
+from vllm_saga.policy.report import together
 
 RANK_HEADER = "x-data-parallel-rank"
 
@@ -203,24 +202,6 @@ class _Refusal(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.answer = _error(status, message)
-
-
-def together(reports: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """The report of several ranks as of one engine."""
-    if len(reports) == 1:
-        return reports[0]
-    whole: dict[str, Any] = {
-        name: sum(report[name] for report in reports)
-        for name in ("kv_tokens", "used_tokens", "running", "waiting", "resident")
-    }
-    for name in ("held_calls", "sessions"):
-        whole[name] = [entry for report in reports for entry in report[name]]
-    return whole | {
-        "started": "-".join(report["started"] for report in reports),
-        "prefill_tokens_per_s": fmean(report["prefill_tokens_per_s"] for report in reports),
-        "saga": {},
-        "ranks": reports,
-    }
 
 
 def _error(status: int, message: str) -> JSONResponse:
