@@ -60,6 +60,11 @@ class SagaConfig(BaseModel):
         description="Seconds by which a workflow counts as younger for every second that it is "
         "expected to fill the whole KV pool: 0 = oldest first, large = shortest first.",
     )
+    pace_prefills: bool = Field(
+        True,
+        description="While agents wait for room, prefill in each step only what it computes for "
+        "nothing beside its decodes; off = as much as vLLM's limits allow.",
+    )
     max_hold_s: float = Field(
         540.0,
         gt=0.0,

@@ -81,6 +81,11 @@ class WorkflowQueue(RequestQueue):
         self._is_held = lambda request: False
         self.release(list(self._held))
 
+    @property
+    def ready(self) -> int:
+        """How many calls may run."""
+        return len(self._ready)
+
     def __bool__(self) -> bool:
         return bool(self._ready)
 

@@ -20,6 +20,7 @@ from vllm_saga.engine import compat, control, traces
 from vllm_saga.engine.blocks import RetentionQueue
 from vllm_saga.engine.hints import read_arrival
 from vllm_saga.engine.memory import GraphFile, of_rank
+from vllm_saga.engine.pacing import Pacer
 from vllm_saga.engine.queue import WorkflowQueue
 from vllm_saga.engine.stats import Reporter, is_heard, put
 from vllm_saga.engine.timing import StepTimer
@@ -63,6 +64,7 @@ class SagaMixin(_Upstream):
             enabled=config.hints, max_ttl_s=config.max_hint_s, max_gap_s=config.max_hint_s
         )
         self._timer = StepTimer()
+        self._pacer = Pacer(self)
         self._reporter = Reporter() if is_heard() else None
         self._graph_file: GraphFile | None = None
         self._traces: traces.Traces | None = None
@@ -117,7 +119,11 @@ class SagaMixin(_Upstream):
         elif self.saga_failures:
             # Not at the failure: the head of the queue must not change within a step.
             self._held_queue.release_all()
-        output = super().schedule(*args, **kwargs)
+        limits = self._guarded(self._pacer.limits)
+        if limits is not None and self.policy is SchedulingPolicy.FCFS and not self._is_tight():
+            self._pacer.shortest_first()
+        with self._pacer.within(limits):
+            output = super().schedule(*args, **kwargs)
         if self.saga is not None:
             self._guarded(lambda saga: self._note_scheduled(saga, output))
         return output

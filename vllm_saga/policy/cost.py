@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from vllm_saga.policy.corner import Corner
+
 # Believed until steps say otherwise: 10 ms a step and 10,000 prefill tokens a second.
 _PRIOR = np.array([0.01, 1e-4, 0.0, 0.0])
 # In these units the coefficients are of like size, so that one weight of the prior fits all.
@@ -44,6 +46,7 @@ class CostModel:
             engine time a full pool's worth of further workflows would gain.
         running: calls that a step was for, in the mean of the time that lately passed.
         known: whether enough steps were seen to speak of costs.
+        corner: what this line leaves out: a step's first tokens cost nothing.
     """
 
     def __init__(self) -> None:
@@ -54,6 +57,7 @@ class CostModel:
         self._per_token: tuple[float, ...] = tuple(map(float, _PRIOR))
         self.spare = 1.0
         self.running = 0.0
+        self.corner = Corner()
         self._steps = 0
 
     def observe(self, step: Step, seconds: float, stands_for_s: float) -> None:
@@ -70,6 +74,10 @@ class CostModel:
         self._steps += 1
         if self._steps % _SOLVE_EVERY == 0:
             self._solve()
+        if self.known:
+            _, _, pairs, kv = self._per_token
+            attention_s = min(pairs * step.pairs + kv * step.kv, seconds)
+            self.corner.observe(step.new, step.calls, seconds - attention_s)
         work = min(self.work_s(step), seconds)
         self._pass(stands_for_s, 1.0 - work / seconds, step.calls)
 

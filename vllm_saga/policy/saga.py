@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Hashable, Sequence
 
 from vllm_saga.config import SagaConfig
-from vllm_saga.policy import decisions, tally
+from vllm_saga.policy import decisions, pace, tally
 from vllm_saga.policy.absence import Absences
 from vllm_saga.policy.contexts import Contexts
 from vllm_saga.policy.cost import CostModel
@@ -220,6 +220,12 @@ class SagaPolicy:
     def rank_epoch(self, now: float) -> tuple[int, int]:
         """Changes when the order of `keep_ranks` may have: with who is resident, or in a second."""
         return (self.residency.changes, int(now))
+
+    def prefill_tokens(self, decode_tokens: int, decoding: int, prefilling: int) -> int | None:
+        """How many tokens the next step should prefill; None = as many as it can (pace.py)."""
+        if not self.residency.tight or not self.config.pace_prefills:
+            return None
+        return pace.prefill_tokens(self.cost.corner, decode_tokens, decoding, prefilling)
 
     def running_rank(self, call_id: str) -> tuple[bool, int]:
         """Sort key of running calls: under pressure the largest is preempted first."""

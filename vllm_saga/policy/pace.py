@@ -1,0 +1,30 @@
+"""How much a step prefills beside its decodes."""
+
+from __future__ import annotations
+
+from vllm_saga.policy.corner import Corner
+
+# Prefills get at least so large a part of what a step computes for nothing.
+_LEAST = 0.25
+
+
+def prefill_tokens(
+    corner: Corner, decode_tokens: int, decoding: int, prefilling: int
+) -> int | None:
+    """How many tokens the next step should prefill; None = as many as it can.
+
+    As many as it computes for nothing: fewer, and the engine has time to spare; more, and every
+    call that decodes waits for them. Without such a limit a context that is computed again stops
+    all others for its whole prefill. Longer steps have one advantage, that their overhead is paid
+    less often. It counts once those who wait for it, times the overhead, exceed those who decode,
+    times the length of their step.
+
+    decode_tokens: that the step has to compute for the calls that decode. decoding, prefilling:
+    calls of each kind; among the latter those that wait to begin.
+    """
+    free = corner.free_tokens
+    if not free or not decoding or not prefilling:
+        return None
+    if prefilling * corner.overhead_s > decoding * corner.decode_s:
+        return None
+    return max(free - decode_tokens, int(_LEAST * free), 1)
