@@ -52,6 +52,7 @@ VARIANTS = (
     Variant("eviction: Continuum's TTL", knobs=(("retention", "continuum"),)),
     *PATIENCE,
     Variant("oldest first (short_first 0)", knobs=(("short_first", 0.0),)),
+    Variant("prefills at full speed", knobs=(("pace_prefills", False),)),
     Variant("give up at P(return) < 0.4", knobs=(("give_up_probability", 0.4),)),
     Variant("no tool names", "saga-toolless"),
     Variant("no session ids (lineage)", "saga-lineage"),

@@ -15,7 +15,7 @@ from vllm_saga.simulator.ratios import TIE
 from vllm_saga.simulator.result import RunResult
 
 #: Policies that look into the future, or were searched for on the same work: no rivals.
-REFERENCES = ("farthest-next-use", "saga-oracle")
+REFERENCES = ("farthest-next-use", "saga-oracle", "saga-farthest")
 OURS = "saga"
 #: The same with less, or with something false, to go by.
 VARIANTS = ("saga-lineage", "saga-toolless", "saga-hinted", "saga-misled")

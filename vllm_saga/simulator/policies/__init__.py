@@ -12,6 +12,7 @@ from vllm_saga.simulator.policies.fixed_ttl import FixedTTL
 from vllm_saga.simulator.policies.kvflow import KVFlow
 from vllm_saga.simulator.policies.plas import Plas
 from vllm_saga.simulator.policies.saga import Saga, SagaLineage
+from vllm_saga.simulator.policies.saga_farthest import SagaFarthest
 from vllm_saga.simulator.policies.saga_hints import SagaHinted, SagaMisled, SagaToolless
 from vllm_saga.simulator.policies.saga_oracle import SagaOracle
 from vllm_saga.simulator.policies.saga_paper import SagaPaper
@@ -39,6 +40,7 @@ PLAIN: dict[str, PolicyMaker] = {
     "saga-hinted": SagaHinted,
     "saga-misled": SagaMisled,
     "saga-oracle": SagaOracle,
+    "saga-farthest": SagaFarthest,
 }
 #: name -> (parameter's letter, its type, maker): written `name:VALUE`.
 WITH_PARAMETER: dict[str, tuple[str, type[int] | type[float], Callable[..., Policy]]] = {

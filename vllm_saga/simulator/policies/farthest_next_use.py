@@ -15,7 +15,7 @@ from vllm_saga.simulator.policies.ranked import RankedAsyncScheduler, RankedPoli
 from vllm_saga.simulator.records import LiveCall, LiveSession, Thread
 
 
-class _KeepsReusable:
+class KeepsReusable:
     """When a call ends, its owner keeps only the front that a later call will ask for."""
 
     reusable_blocks: Callable[[str], int]
@@ -33,11 +33,11 @@ class _KeepsReusable:
         return result
 
 
-class _Synchronous(_KeepsReusable, RankedScheduler):
+class _Synchronous(KeepsReusable, RankedScheduler):
     """Over stock's synchronous scheduler."""
 
 
-class _Asynchronous(_KeepsReusable, RankedAsyncScheduler):
+class _Asynchronous(KeepsReusable, RankedAsyncScheduler):
     """Over stock's asynchronous scheduler."""
 
 

@@ -25,7 +25,7 @@ class _Cached:
         self.dead = False
 
 
-class _RankedMixin:
+class RankedMixin:
     """Tells the free queue whose blocks are freed; everything else is stock's."""
 
     owners: dict[str, _Cached]
@@ -40,11 +40,11 @@ class _RankedMixin:
         return super()._free_request_blocks(request)  # type: ignore[misc]
 
 
-class RankedScheduler(_RankedMixin, Scheduler):
+class RankedScheduler(RankedMixin, Scheduler):
     """Stock's synchronous scheduler over a ranked free queue."""
 
 
-class RankedAsyncScheduler(_RankedMixin, AsyncScheduler):
+class RankedAsyncScheduler(RankedMixin, AsyncScheduler):
     """Stock's asynchronous scheduler over a ranked free queue."""
 
 
