@@ -32,7 +32,7 @@ def digest_id(name: str) -> str:
 
 
 def salt_tenant(salt: str) -> str:
-    """What others know a tenant by whose cache salt, a secret, names it; a huge one by its digest."""
+    """What others know a tenant by whose cache salt, a secret, names it, huge or not."""
     digest = hashlib.blake2b(short_id(salt).encode("utf-8", "surrogatepass"), digest_size=16)
     return f"{_SALT}{digest.hexdigest()}"
 

@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from vllm_saga import page
+from vllm_saga.policy.clients import is_of_another_site
 from vllm_saga.router.access import Access
 from vllm_saga.router.backends import Address, AddressError, Backend, Backends
 from vllm_saga.router.journal import Journal
@@ -96,6 +97,8 @@ class Endpoints:
 
     def _check(self, request: web.BaseRequest, handler: Handler) -> None:
         """Clients may end their tenant's sessions and see its workflows; the rest is operators'."""
+        if request.method != "GET" and is_of_another_site(request.headers):
+            raise Problem(403, "cross_site", "a web page of another origin may not do this")
         of_tenant = handler in (self._list_workflows, self._workflow, self._past) and (
             self._workflows.tenant(request) is not None
         )
