@@ -4,18 +4,13 @@ from __future__ import annotations
 
 import json
 import random
-from types import SimpleNamespace
 from typing import Any
 
 import httpx
-import msgspec
 import pytest
-from fastapi import FastAPI
-from vllm.v1.engine.core import EngineCore
+from served import app_of
 
-from vllm_saga.engine import control
 from vllm_saga.policy.cost import Step
-from vllm_saga.server.endpoints import SagaEndpoints
 from vllm_saga.simulator.driver import Driver, make_request
 from vllm_saga.simulator.schedulers import make_scheduler
 
@@ -166,24 +161,10 @@ def test_it_is_the_window_that_keeps_them():
 # -- the endpoints of a server -------------------------------------------------------------------
 
 
-class Core:
-    """`engine_core` of vLLM's client; what goes over the wire to the engine is plain values."""
-
-    def __init__(self, scheduler: Any) -> None:
-        control.install()
-        self._core = SimpleNamespace(scheduler=scheduler)
-
-    async def call_utility_all_async(self, method: str, op: str, payload: dict[str, Any]):
-        answer = getattr(EngineCore, method)(self._core, op, payload)
-        return [msgspec.msgpack.decode(msgspec.msgpack.encode(answer))]
-
-
 async def client_of(scheduler: Any) -> httpx.AsyncClient:
-    app, plugin = FastAPI(), SagaEndpoints()
-    plugin.attach_router(app)
-    state = SimpleNamespace(vllm_config=SimpleNamespace(additional_config=None))
-    await plugin.init_state(SimpleNamespace(engine_core=Core(scheduler)), state, None)
-    return httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://server")
+    return httpx.AsyncClient(
+        transport=httpx.ASGITransport(await app_of(scheduler)), base_url="http://server"
+    )
 
 
 async def test_the_endpoints_of_a_server_know_each_tenant_s_own_only():

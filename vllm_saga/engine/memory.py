@@ -90,7 +90,7 @@ class GraphFile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             beside.write_bytes(encode(document))
             os.replace(beside, self._path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if not self._failing:
                 logger.warning("saga: %s cannot be written: %s", self._path, error)
             self._failing = True

@@ -149,7 +149,7 @@ class Endpoints:
         try:
             wanted = msgspec.json.decode(await _read(request), type=_NewBackend)
             backend = self._backends.add(Address.parse(wanted.url))
-        except (msgspec.DecodeError, AddressError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AddressError) as error:
             raise Problem(400, "bad_request", str(error)) from None
         return web.json_response(_describe(backend, time.monotonic()))
 
