@@ -36,11 +36,17 @@ class Outcome:
 def fuzz(target: Target, minutes: float, kept: Path) -> Outcome:
     """New inputs for so many minutes, or until one fails: it is kept, and tried first next time."""
     began, told, count, failures = time.monotonic(), time.monotonic(), 0, 0
+    failed = ""
 
     def check(value: object) -> None:
-        nonlocal count
+        nonlocal count, failed
         count += 1
-        target.run(value)
+        try:
+            target.run(value)
+        except Exception:
+            # Hypothesis, too, may not be able to tell of what is nested without end.
+            failed = traceback.format_exc()
+            raise
 
     run = settings(
         max_examples=BATCH,
@@ -56,7 +62,7 @@ def fuzz(target: Target, minutes: float, kept: Path) -> Outcome:
         except Exception:
             failures += 1
             file = kept / f"{target.name}.txt"
-            file.write_text(traceback.format_exc())
+            file.write_text(f"{traceback.format_exc()}\n\n{failed}")
             print(f"{target.name}: FAILED, see {file}", flush=True)
         if time.monotonic() - told >= PROGRESS_S:
             told = time.monotonic()
