@@ -57,9 +57,11 @@ RESPONSES = {
     "model": "m", "instructions": "you are", "previous_response_id": "resp_1",
     "input": [{"role": "user", "content": "do"}, {"type": "reasoning"}, {"type": "function_call"}],
 }  # fmt: skip
+#: JSON in a text: of Claude Code, and nested as far as a text of this length can be.
+USERS = ('{"session_id": "s", "device": [[]]}', '{"session_id": 1}', '{"a": ' + "[" * 4000, "{")
 COMPLETION = {"model": "m", "prompt": [1, 2, 3] * 300}
-USER = {"metadata": {"user_id": '{"session_id": "s", "device": [[]]}'}}
-bodies = changed(st.sampled_from([CHAT, RESPONSES, COMPLETION, USER]), 4) | values
+users = st.sampled_from(USERS).map(lambda user: {"metadata": {"user_id": user}})
+bodies = changed(st.sampled_from([CHAT, RESPONSES, COMPLETION]) | users, 4) | values
 
 NAMES = (
     "x-session-id", "x-claude-code-session-id", "x-claude-code-agent-id", "session-id", "thread-id",

@@ -203,7 +203,7 @@ def _of_user(metadata: object) -> str | None:
     if user.startswith("{"):
         try:
             return msgspec.json.decode(user, type=_User).session_id
-        except (msgspec.DecodeError, UnicodeError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             return None
     _, mark, session = user.rpartition(_USER_MARK)
     return session if mark else None

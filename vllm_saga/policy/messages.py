@@ -97,7 +97,8 @@ class MessageLineage:
         turns = read_turns(body)
         if turns is None:
             return None
-        links = turns.links(f"{tenant}\0{body.get('model')}")
+        model = body.get("model")
+        links = turns.links(f"{tenant}\0{model if isinstance(model, str) else None}")
         conversation = self._find(turns, links)
         if conversation is None:
             conversation = self._begin(tenant, turns, links)
