@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 import time
 import traceback
@@ -80,6 +81,8 @@ def main() -> int:
     if unknown:
         parser.error(f"no target {unknown[0]!r}; there are {', '.join(TARGETS)}")
     args.output.mkdir(parents=True, exist_ok=True)
+    # What is refused is also logged: here that would be all of it.
+    logging.disable(logging.CRITICAL)
     chosen = [TARGETS[name] for name in args.targets or TARGETS]
     outcomes = [fuzz(target, args.minutes, args.output) for target in chosen]
     print(f"\n{'target':<22} {'examples':>9} {'minutes':>8} {'failures':>9}")
