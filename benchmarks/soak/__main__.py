@@ -36,6 +36,11 @@ SETTINGS = {
 }  # fmt: skip
 
 
+#: oneDNN, below torch, keeps code for the last 1,024 shapes of a step: tens of MB more each minute,
+#: until it has seen them all. That is not what is looked for.
+_FEW_SHAPES = {"ONEDNN_PRIMITIVE_CACHE_CAPACITY": "32"}
+
+
 @dataclass(frozen=True)
 class Plan:
     """calls_per_s: calls that may begin in a second, of all `lanes` agents together."""
@@ -55,11 +60,11 @@ class Soak:
         self, plan: Plan, server: Server, router: Router | None, http: aiohttp.ClientSession
     ) -> None:
         self._plan, self._http = plan, http
-        self._server, self._router = server, router
+        self._server = server
         self._processes: list[Process] = [server, *([router] if router else [])]
         self._began = time.monotonic()
-        front = router or server
-        self.caller = Caller(http, front.url, Pace(plan.calls_per_s))
+        self._front = router or server
+        self.caller = Caller(http, self._front.url, Pace(plan.calls_per_s))
         self.agents = Agents(self.caller, plan.seed)
         self.samples: list[record.Sample] = []
 
@@ -89,7 +94,7 @@ class Soak:
         self.caller.counts["probes"] += 1
         body = {"model": "model", "prompt": [5, 6, 7], "max_tokens": 2}
         extra = {"vllm_xargs": {"saga_last": 1}}
-        url = f"{self._server.url}/v1/completions"
+        url = f"{self._front.url}/v1/completions"
         async with self._http.post(url, json=body | extra) as answer:
             answer.raise_for_status()
         self.caller.counts["last"] += 1
@@ -123,7 +128,7 @@ def server_of(model: Path, blocks: int, log: Path) -> Server:
         max_model_len=3072,
         max_num_seqs=16,
         max_num_batched_tokens=512,
-        env={"VLLM_PLUGINS": "saga"},
+        env={"VLLM_PLUGINS": "saga", **_FEW_SHAPES},
         extra=(
             "--dtype", "float32", "--middleware", "vllm_saga.server.SessionHeaders",
             "--additional-config", json.dumps({"saga": SETTINGS}),

@@ -98,8 +98,9 @@ def _unbalanced(last: Sample) -> list[str]:
         "vLLM has no requests left": (
             engine["vllm:num_requests_running"] == engine["vllm:num_requests_waiting"] == 0
         ),
-        "the router has no calls and no bodies left": not any(
-            engine.get(f"saga_router_{name}", 0.0) for name in ("in_flight", "buffered_bytes")
+        "the router has no calls, bodies or sessions left": not any(
+            engine.get(f"saga_router_{name}", 0.0)
+            for name in ("in_flight", "buffered_bytes", "sessions")
         ),
     }
     return [f"does not hold: {rule}" for rule, holds in rules.items() if not holds]

@@ -161,8 +161,8 @@ RULES = (
     Rule(
         r"python -m benchmarks\.soak",
         Runs(
-            more="--minutes 0.5 --sample-s 2 --model {model} --output soak",
-            seconds=200,
+            more="--minutes 3 --sample-s 5 --model {model} --output soak",
+            seconds=300,
             says="tables in the end",
         ),
     ),
