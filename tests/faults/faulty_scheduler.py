@@ -8,7 +8,7 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from agents import Faulty
+from under_pressure import Faulty
 
 from vllm_saga.engine.scheduler import SagaScheduler
 

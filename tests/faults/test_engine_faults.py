@@ -8,7 +8,7 @@ from operator import attrgetter
 from typing import Any
 
 import pytest
-from agents import BLOCKS, Fault, Faulty, errors_logged, play, stock_outputs
+from under_pressure import BLOCKS, Fault, Faulty, errors_logged, play, stock_outputs
 
 from vllm_saga.engine import memory
 from vllm_saga.engine import scheduler as adapter

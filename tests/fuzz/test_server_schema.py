@@ -6,7 +6,6 @@ import asyncio
 from typing import Any
 
 import schemathesis
-from agents import BLOCKS, calls
 from hypothesis import HealthCheck, settings
 from schemathesis.checks import not_a_server_error
 from schemathesis.specs.openapi.checks import (
@@ -15,6 +14,7 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 from served import app_of
+from under_pressure import BLOCKS, calls
 
 from vllm_saga.simulator.driver import Driver, make_request
 from vllm_saga.simulator.schedulers import make_scheduler

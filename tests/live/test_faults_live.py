@@ -39,7 +39,7 @@ async def test_a_server_whose_policy_fails_goes_on_serving(fault, serve):
     async with serve("faulty_scheduler.FaultyScheduler", blocks=100, env=env) as client:
         assert await agents(client) == expected
         log = client.log()
-        assert log.count("the policy failed") == 1 and "agents.Fault" in log
+        assert log.count("the policy failed") == 1 and "under_pressure.Fault" in log
         assert await agents(client) == expected
         metrics = await scrape(client.http, client.server.url)
         assert metrics["vllm:saga_policy_failures_total"] == 1.0

@@ -115,25 +115,23 @@ def identify(headers: Mapping[str, str], body: Mapping[str, Any] | None, rules: 
 
 
 def is_of_another_site(headers: Mapping[str, str]) -> bool:
-    """Whether a web page of somebody else's sends a request, in whosever browser it is open.
+    """Whether a web page of another origin sends a request, in whosever browser it is open.
 
-    Who shows a key is no such page, and neither is who names no origin: no browser. Browsers say
-    `Sec-Fetch-Site` to https and to their own machine, `Origin` to all (with every POST).
+    Browsers say `Sec-Fetch-Site` to https and to their own machine, `Origin` with every POST, and
+    let no page change either; who says neither is no browser. All other headers may be the page's:
+    vLLM's default CORS lets it set keys, and hosts that somebody has forwarded.
 
     Args:
         headers: by any case, or by lower-case name.
     """
-    if headers.get("authorization") or headers.get("x-api-key"):
-        return False
     site = headers.get("sec-fetch-site")
     if site is not None:
         return site.strip().lower() not in ("same-origin", "none")
     origin = headers.get("origin")
     if origin is None:
         return False
-    host = origin.strip().lower().partition("://")[2]
-    own = (headers.get("host"), headers.get("x-forwarded-host"))
-    return host not in [name.strip().lower() for name in own if name]
+    _, _, host = origin.strip().lower().partition("://")
+    return not host or host != headers.get("host", "").strip().lower()
 
 
 def read_odd(body: bytes) -> dict[str, Any] | None:

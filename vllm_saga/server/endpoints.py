@@ -12,7 +12,7 @@ found (404). Without it whoever has the API key is an operator, and sees everybo
 gateway that sets the header nobody else can come without. What is never told, to anybody: a cache
 salt (its digest stands for it), and what prompts and outputs say, but for names of tools.
 `/v1/saga/state` is the router's; a gateway should not pass it on. What changes something is
-refused to web pages of other origins that show no key (403).
+refused to web pages of other origins (403).
 """
 
 from __future__ import annotations
