@@ -129,7 +129,7 @@ class Agents:
             "burst": self._burst, "aborting": self._aborting, "malformed": self._malformed,
             "nameless": self._nameless,
         }  # fmt: skip
-        self._weights = (5, 3, 3, 2, 3, 1, 2)
+        self._weights = (5, 3, 3, 2, 3, 2, 2)
 
     async def run(self, lanes: int, stop: asyncio.Event) -> None:
         async def lane() -> None:

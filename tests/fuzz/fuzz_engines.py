@@ -10,6 +10,7 @@ from fuzz_registry import fuzzes
 from fuzz_shapes import changed, encoded, shallow, texts, values
 from hypothesis import strategies as st
 
+from vllm_saga.client import Reply
 from vllm_saga.config import SagaConfig
 from vllm_saga.engine import control
 from vllm_saga.policy.saga import SagaPolicy
@@ -84,6 +85,14 @@ def check_reports(given: Any) -> None:
         else:
             placer.set_accepting("b", bool(which % 2))
     assert placer.errors == 0
+
+
+@fuzzes("replies", encoded(changed(st.just(STATE)) | values) | st.binary(max_size=60))
+def check_replies(data: bytes) -> None:
+    """What `vllm-saga top` and `doctor` are answered."""
+    reply = Reply(500, data)
+    assert isinstance(reply.values(), dict) and isinstance(reply.error, str)
+    assert isinstance(reply.text, str)
 
 
 NUMBERS = ("1", "0.5", "1e999", "-1", "1e5", "9" * 400, "", "+", "nan")
