@@ -67,12 +67,14 @@ class Soak:
         self.caller = Caller(http, self._front.url, Pace(plan.calls_per_s))
         self.agents = Agents(self.caller, plan.seed)
         self.samples: list[record.Sample] = []
+        self.cpu_cores = 0.0
 
     async def run(self) -> record.Sample:
         """The last sample: after all agents have stopped, and all that they left has expired."""
         stop = asyncio.Event()
         working = asyncio.create_task(self.agents.run(self._plan.lanes, stop))
         self._began = time.monotonic()
+        used_s = sum(process.cpu_s() for process in self._processes)
         while time.monotonic() - self._began < 60.0 * self._plan.minutes:
             await asyncio.sleep(self._plan.every_s)
             self.samples.append(await self._look())
@@ -80,6 +82,8 @@ class Soak:
                 process.check_alive()
             if len(self.samples) % 6 == 0:
                 self._tell(self.samples[-1])
+        used_s = sum(process.cpu_s() for process in self._processes) - used_s
+        self.cpu_cores = used_s / (time.monotonic() - self._began)
         stop.set()
         await working
         await asyncio.sleep(IDLE_S + 2.0)
@@ -158,12 +162,13 @@ async def soak(plan: Plan, model: Path, blocks: int, with_router: bool) -> list[
     about: dict[str, Any] = {
         "minutes": plan.minutes, "calls_per_s": plan.calls_per_s, "lanes": plan.lanes,
         "seed": plan.seed, "blocks": blocks, "router": with_router, "settings": SETTINGS,
-        "agents": dict(running.agents.kinds),
+        "agents": dict(running.agents.kinds), "cpu_cores": running.cpu_cores,
     }  # fmt: skip
     told = record.document(running.samples, last, wrong, **about)
     (plan.output / "soak.json").write_text(json.dumps(told, indent=1) + "\n")
     record.plot(running.samples, last, plan.output / "soak.png")
     print(f"agents: {about['agents']}\ncalls: {last.client}")
+    print(f"CPU: {running.cpu_cores:.2f} cores on average")
     for name, each in record.growth(running.samples).items():
         before, after = each["second_quarter"] / 2**20, each["last_quarter"] / 2**20
         print(f"memory of {name}: {before:.1f} -> {after:.1f} MiB")

@@ -80,6 +80,23 @@ def test_a_tenant_s_own_conversation_is_found_beside_others_that_are_the_same():
         assert session.workflow.calls_done == 2
 
 
+@pytest.mark.parametrize("xargs", [{}, {"saga_tenant": OURS}, {"saga_last": 1}], ids=str)
+def test_a_salt_is_the_tenant_whatever_the_request_says_besides(xargs):
+    scheduler = scheduler_of(tenant_source="cache_salt")
+    driver = Driver(scheduler)
+    context = PROMPT
+    for number, salt in enumerate((OURS, THEIRS, "")):
+        # Its blocks were hashed without the salt: as if two salts had met in one hash.
+        request = make_request(f"r{number}", context, 8, **(xargs if number else {}))
+        request.cache_salt = salt or None
+        driver.add(request)
+        driver.drain(100, dt=0.02)
+        context = [*context, *driver.outputs[f"r{number}"], 7, 8]
+    (session,) = sessions_of(scheduler, OURS).values()
+    assert session.workflow.calls_done == 1 and not session.ending
+    assert session.workflow.tenant == OURS
+
+
 @pytest.mark.parametrize("source", ["cache_salt", "saga_tenant"])
 def test_names_of_a_megabyte_are_not_kept(source):
     scheduler = scheduler_of(tenant_source=source)

@@ -7,6 +7,7 @@ import logging
 import random
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
 from typing import Any
 
 from vllm_saga.simulator.driver import Driver, make_request
@@ -62,6 +63,7 @@ def play(scheduler: Any, at_busy: Callable[[Any], None] = lambda scheduler: None
     return driver
 
 
+@cache
 def stock_outputs(overlapping: bool) -> dict[str, list[int]]:
     return play(make_scheduler("stock", blocks=BLOCKS, overlapping=overlapping)).outputs
 
