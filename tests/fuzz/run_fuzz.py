@@ -65,9 +65,10 @@ def fuzz(target: Target, minutes: float, kept: Path) -> Outcome:
             file = kept / f"{target.name}.txt"
             file.write_text(f"{traceback.format_exc()}\n\n{failed}")
             print(f"{target.name}: FAILED, see {file}", flush=True)
-        if time.monotonic() - told >= PROGRESS_S:
-            told = time.monotonic()
-            print(f"{target.name}: {count} examples, {(told - began) / 60:.1f} min", flush=True)
+        now = time.monotonic()
+        if now - told >= PROGRESS_S or now - began >= 60.0 * minutes:
+            told = now
+            print(f"{target.name}: {count} examples, {(now - began) / 60:.1f} min", flush=True)
     return Outcome(target.name, count, time.monotonic() - began, failures)
 
 
