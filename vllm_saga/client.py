@@ -31,7 +31,7 @@ class Reply:
         """The JSON object that was answered; empty if it was something else."""
         try:
             values: dict[str, Any] = msgspec.json.decode(self.body, type=dict[str, Any])
-        except (msgspec.DecodeError, RecursionError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             return {}
         return values
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import reprlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -23,7 +24,7 @@ class ConfigError(ValueError):
 class SagaConfig(BaseModel):
     """The operator's knobs. The defaults suit coding agents on one engine."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True)
+    model_config = ConfigDict(extra="forbid", frozen=True, allow_inf_nan=False)
 
     residency: bool = Field(
         True, description="Hold calls of workflows that do not fit the KV pool; off = never hold."
@@ -174,7 +175,7 @@ def load_config(additional: object | None, environ: Mapping[str, str] = os.envir
     inline = additional.get("saga") if isinstance(additional, Mapping) else None
     if inline is not None:
         if not isinstance(inline, Mapping):
-            raise ConfigError(f'--additional-config "saga" must be an object, not {inline!r}')
+            raise ConfigError(f'--additional-config "saga" must be an object, not {_shown(inline)}')
         values.update(inline)
         sources.append("--additional-config")
     try:
@@ -187,13 +188,20 @@ def _read_file(path: Path) -> Mapping[str, Any]:
     try:
         text = path.read_text(encoding="utf-8")
         values = json.loads(text) if path.suffix == ".json" else yaml.safe_load(text)
-    except (OSError, UnicodeDecodeError, ValueError, yaml.YAMLError) as error:
+    except Exception as error:  # PyYAML lets through what a bad tag or deep nesting causes
         raise ConfigError(f"{CONFIG_VARIABLE}={path} cannot be read: {error}") from None
     if values is None:
         return {}
     if not isinstance(values, Mapping):
         raise ConfigError(f"{CONFIG_VARIABLE}={path} must hold an object of settings")
     return values
+
+
+def _shown(value: object) -> str:
+    """Few words for any value: a YAML file of a kilobyte may stand for one without end."""
+    shown = reprlib.Repr()
+    shown.maxstring = shown.maxother = 200
+    return shown.repr(value)
 
 
 def _explain(error: ValidationError, source: str) -> str:
@@ -204,5 +212,5 @@ def _explain(error: ValidationError, source: str) -> str:
             known = ", ".join(SagaConfig.model_fields)
             lines.append(f"  {field}: no such setting; there are: {known}")
         else:
-            lines.append(f"  {field} = {problem['input']!r}: {problem['msg']}")
+            lines.append(f"  {field} = {_shown(problem['input'])}: {problem['msg']}")
     return "\n".join(lines)

@@ -103,6 +103,18 @@ class Process:
                     total += times.user + times.system
         return total
 
+    def rss_bytes(self) -> dict[str, int]:
+        """Resident memory of the process and each of its children now, by name and number."""
+        found: dict[str, int] = {}
+        if self._process is not None:
+            with contextlib.suppress(psutil.Error):
+                root = psutil.Process(self._process.pid)
+                for process in [root, *root.children(recursive=True)]:
+                    with contextlib.suppress(psutil.Error):
+                        name = f"{process.name()} {process.pid}"
+                        found[name] = process.memory_info().rss
+        return found
+
     def check_alive(self) -> None:
         """Raise `ServerError` with the cause, as far as the log tells, if the process is gone."""
         if self._process is None or self._process.poll() is None:

@@ -21,6 +21,7 @@ from ways import (
 DEMO = RunElsewhere("tests/live_bench/test_live.py", '"-m", "benchmarks.live"', "benchmarks.live")
 TEST = RunElsewhere(".ci/run", "scripts/test", "scripts/test")
 CLIENTS = RunElsewhere("tests/clients/test_real_clients.py", '"scripts" / "clients"')
+FUZZ = RunElsewhere("tests/fuzz/test_fuzz_command.py", '"run_fuzz.py"', "tests/fuzz/run_fuzz.py")
 DOCKERFILE = "deploy/docker/Dockerfile"
 ROUTER_YAML = "deploy/kubernetes/router.yaml"
 MANIFESTS = "tests/deploy/test_manifests.py"
@@ -34,6 +35,7 @@ RULES = (
     Rule(r"([A-Z_]+=1 )?scripts/test( .*)?", TEST),
     Rule(r"scripts/setup", RunElsewhere("scripts/test", "scripts/setup")),
     Rule(r"scripts/clients", CLIENTS),
+    Rule(r"scripts/fuzz", FUZZ),
     Rule(
         r"scripts/check-dashboards",
         RunElsewhere("tests/deploy/test_dashboards_live.py", '"check-dashboards"'),
@@ -155,6 +157,14 @@ RULES = (
     Rule(
         r"python -m benchmarks\.traces",
         Runs(more="--running 4 --tokens 10 --rounds 2 --steps 5", seconds=60, says="ratio"),
+    ),
+    Rule(
+        r"python -m benchmarks\.soak",
+        Runs(
+            more="--minutes 3 --sample-s 5 --model {model} --output soak",
+            seconds=300,
+            says="tables in the end",
+        ),
     ),
     Rule(
         r"python -m benchmarks\.router_overhead", Runs(more="--rate 20", seconds=120, says="saga")

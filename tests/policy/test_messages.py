@@ -186,7 +186,9 @@ def test_the_idle_and_the_oldest_are_forgotten():
 def test_an_ended_session_s_id_is_free_again():
     found = lineage()
     first = found.recognise("t", chat("task"), 0.0)
-    found.forget(first)
+    found.forget("other", first)
+    assert found.recognise("t", chat("task", "answer", "more"), 0.0) == first
+    found.forget("t", first)
     assert found.recognise("t", chat("task"), 1.0) == first
 
 

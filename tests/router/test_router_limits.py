@@ -204,3 +204,24 @@ async def test_ids_that_are_no_headers_do_no_harm():
             assert (await client.post("/v1/completions", body)).status == 200
     assert len(engine.seen) == 14
     assert not any("X-Evil" in seen.headers for seen in engine.seen)
+
+
+async def test_no_web_page_of_somebody_else_s_changes_the_router():
+    """Not even one that an operator has open on the router's own machine."""
+    engine = Engine()
+    page = {"Origin": "http://elsewhere", "Content-Type": "text/plain"}
+    asked = [
+        ("POST", "/v1/saga/backends", b'{"url": "http://10.0.0.1:1"}'),
+        ("POST", f"/v1/saga/backends/{engine.name}/drain", b""),
+        ("POST", "/v1/saga/sessions/s/end", b""),
+    ]
+    async with fleet(engine) as client:
+        for method, path, body in asked:
+            assert (await client.send(method, path, body, page)).status == 403
+        removed = f"/v1/saga/backends/{engine.name}"
+        cross = {"Sec-Fetch-Site": "cross-site"}
+        assert (await client.send("DELETE", removed, None, cross)).status == 403
+        assert len(client.router.backends) == 1
+        own = {"Origin": client.url}
+        assert (await client.send("POST", *asked[2][1:], own)).status == 200
+        assert (await client.send("DELETE", removed, None, own)).status == 200

@@ -224,3 +224,29 @@ async def test_the_page_is_served_outside_of_what_the_key_guards():
     assert client.get("/saga/", follow_redirects=False).headers["location"].endswith("/saga")
     assert client.get("/saga/no.js").status_code == 404
     assert client.get("/saga/..%2f__init__.py").status_code == 404
+
+
+@pytest.mark.parametrize(
+    "headers, status",
+    [
+        ({}, 200),
+        ({"Origin": "http://testserver"}, 200),
+        ({"Origin": "https://Testserver"}, 200),
+        ({"Sec-Fetch-Site": "same-origin", "Origin": "http://elsewhere"}, 200),
+        ({"Sec-Fetch-Site": "none"}, 200),
+        ({"Origin": "http://elsewhere"}, 403),
+        ({"Origin": "http://testserver:81"}, 403),
+        # vLLM's default CORS lets a page send these.
+        ({"Origin": "http://elsewhere", "Authorization": "Bearer junk"}, 403),
+        ({"Origin": "http://elsewhere", "X-Forwarded-Host": "elsewhere"}, 403),
+        ({"Origin": "null"}, 403),
+        ({"Origin": ""}, 403),
+        ({"Sec-Fetch-Site": "cross-site"}, 403),
+        ({"Sec-Fetch-Site": "same-site", "Origin": "http://testserver"}, 403),
+    ],
+)
+async def test_no_web_page_of_somebody_else_s_ends_a_session(headers, status):
+    engines = Engines({"ended": True})
+    client = await client_of(engines)
+    assert client.post("/v1/saga/sessions/s/end", headers=headers).status_code == status
+    assert len(engines.asked) == (status == 200)

@@ -55,8 +55,8 @@ class Seen:
         parts = [data[i : i + size] for i in range(0, len(data), size)] or [b""]
         await self.receive(
             [
-                {"type": "http.request", "body": part, "more_body": part is not parts[-1]}
-                for part in parts
+                {"type": "http.request", "body": part, "more_body": index + 1 < len(parts)}
+                for index, part in enumerate(parts)
             ],
             {
                 "type": "http",

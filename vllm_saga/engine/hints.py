@@ -17,6 +17,7 @@ from vllm_saga.policy.hints import (
     read_hint,
     read_text,
 )
+from vllm_saga.policy.identity import short_id
 from vllm_saga.policy.workflow import Arrival
 
 SESSION = "session_id"
@@ -73,13 +74,14 @@ def read_tenant(request: Request, source: TenantSource, counts: Counts) -> str:
 
     "cache_salt": the request's salt. "saga_tenant": the key of that name in `vllm_xargs`, which a
     gateway has to set on every request, over whatever the client sent. "none": one tenant for all.
+    A huge name counts as its digest: tables remember it for as long as the session.
     """
     sent = _extra(request).get(TENANT)
     if source == "saga_tenant":
-        return read_text(sent, counts) or ""
+        return short_id(read_text(sent, counts) or "")
     if sent is not None:
         counts["untrusted"] += 1
-    return (request.cache_salt or "") if source == "cache_salt" else ""
+    return short_id(request.cache_salt or "") if source == "cache_salt" else ""
 
 
 def _extra(request: Request) -> Mapping[str, Any]:

@@ -41,15 +41,19 @@ class GraphFile:
         """Take over what the file holds; a file that makes no sense is renamed to `.bad`."""
         try:
             document = decode(self._path.read_bytes())
+            # Elsewhere first: what cannot be restored must not leave half of itself behind.
+            restore(AgentClasses(), document)
         except FileNotFoundError:
             return False
         except OSError as error:
             logger.warning("saga: %s cannot be read, starting without: %s", self._path, error)
             return False
-        except GraphError as error:
+        except Exception as error:
+            if not isinstance(error, GraphError):
+                logger.exception("saga: a graph that was read cannot be used. Please report this.")
             aside = self._path.with_name(self._path.name + ".bad")
             logger.warning("saga: %s: %s; starting without, see %s", self._path, error, aside)
-            with contextlib.suppress(OSError):
+            with contextlib.suppress(OSError, ValueError):
                 os.replace(self._path, aside)
             return False
         restore(classes, document)
@@ -86,7 +90,7 @@ class GraphFile:
             self._path.parent.mkdir(parents=True, exist_ok=True)
             beside.write_bytes(encode(document))
             os.replace(beside, self._path)
-        except OSError as error:
+        except (OSError, ValueError) as error:
             if not self._failing:
                 logger.warning("saga: %s cannot be written: %s", self._path, error)
             self._failing = True

@@ -169,8 +169,9 @@ class SagaMixin(_Upstream):
         return stats
 
     def shutdown(self, *args: Any, **kwargs: Any) -> None:
-        if self._graph_file is not None and self.saga is not None:
-            self._graph_file.save_now(self.saga.classes)
+        file = self._graph_file
+        if file is not None:
+            self._guarded(lambda saga: file.save_now(saga.classes))
         if self._traces is not None:
             self._traces.close(self.saga, self._now())
         super().shutdown(*args, **kwargs)
@@ -233,9 +234,7 @@ class SagaMixin(_Upstream):
 
     def _before_step(self) -> None:
         now = self._now()
-        released = self._guarded(lambda saga: saga.on_step(now))
-        if released:
-            self._held_queue.release(released)
+        self._guarded(lambda saga: self._held_queue.release(saga.on_step(now)))
         if self._free_queue is not None:
             epoch = self._guarded(lambda saga: saga.rank_epoch(now))
             if epoch != self._rank_epoch:
@@ -243,8 +242,8 @@ class SagaMixin(_Upstream):
                 self._free_queue.new_epoch()
         if self.policy is SchedulingPolicy.FCFS and self._is_tight():
             self._guarded(self._sort_victims)
-        if self.saga is not None and now >= self._next_log:
-            self._log_state(self.saga, now)
+        if now >= self._next_log:
+            self._guarded(lambda saga: self._log_state(saga, now))
         self._trace()
         self._save_graph(now, idle=False)
 
@@ -289,8 +288,15 @@ class SagaMixin(_Upstream):
         return bool(self._guarded(lambda saga: saga.is_held(request.request_id)))
 
     def _keep_ranks(self, owners: Sequence[Any]) -> Sequence[KeepRank]:
-        ranks = self._guarded(lambda saga: saga.keep_ranks(owners, self._now()))
+        ranks = self._guarded(lambda saga: self._ranks_of(saga, owners))
         return [UNOWNED] * len(owners) if ranks is None else ranks
+
+    def _ranks_of(self, saga: SagaPolicy, owners: Sequence[Any]) -> Sequence[KeepRank]:
+        ranks = saga.keep_ranks(owners, self._now())
+        if len(ranks) != len(owners):
+            # Told here, where it is guarded: who asks is in the middle of an eviction.
+            raise ValueError(f"{len(ranks)} keep ranks for {len(owners)} owners")
+        return ranks
 
     def _guarded(self, action: Callable[[SagaPolicy], T]) -> T | None:
         """Run policy code; if it fails, log once and let stock take over (invariant 4)."""

@@ -114,6 +114,26 @@ def identify(headers: Mapping[str, str], body: Mapping[str, Any] | None, rules: 
     )
 
 
+def is_of_another_site(headers: Mapping[str, str]) -> bool:
+    """Whether a web page of another origin sends a request, in whosever browser it is open.
+
+    Browsers say `Sec-Fetch-Site` to https and to their own machine, `Origin` with every POST, and
+    let no page change either; who says neither is no browser. All other headers may be the page's:
+    vLLM's default CORS lets it set keys, and hosts that somebody has forwarded.
+
+    Args:
+        headers: by any case, or by lower-case name.
+    """
+    site = headers.get("sec-fetch-site")
+    if site is not None:
+        return site.strip().lower() not in ("same-origin", "none")
+    origin = headers.get("origin")
+    if origin is None:
+        return False
+    _, _, host = origin.strip().lower().partition("://")
+    return not host or host != headers.get("host", "").strip().lower()
+
+
 def read_odd(body: bytes) -> dict[str, Any] | None:
     """The JSON object in a body that msgspec refuses and vLLM's parser takes; None if it is none.
 
@@ -181,7 +201,7 @@ def _of_user(metadata: object) -> str | None:
     if user.startswith("{"):
         try:
             return msgspec.json.decode(user, type=_User).session_id
-        except (msgspec.DecodeError, UnicodeError):
+        except (msgspec.DecodeError, UnicodeError, RecursionError):
             return None
     _, mark, session = user.rpartition(_USER_MARK)
     return session if mark else None

@@ -32,8 +32,8 @@ def digest_id(name: str) -> str:
 
 
 def salt_tenant(salt: str) -> str:
-    """What others know a tenant by whose cache salt, a secret, names it."""
-    digest = hashlib.blake2b(salt.encode("utf-8", "surrogatepass"), digest_size=16)
+    """What others know a tenant by whose cache salt, a secret, names it, huge or not."""
+    digest = hashlib.blake2b(short_id(salt).encode("utf-8", "surrogatepass"), digest_size=16)
     return f"{_SALT}{digest.hexdigest()}"
 
 
@@ -54,6 +54,7 @@ class LineageIndex:
     assistant turn, so the prompt must match on its own) and of its prompt with output. Block hashes
     are chained, so one hit proves the whole prefix; the few prompt tokens behind the last full
     block are compared as they are. A prompt that two sessions could claim belongs to neither.
+    Hashes of two tenants are equal where no cache salt tells them apart: whose they are is asked.
     """
 
     def __init__(self, block_size: int) -> None:
@@ -98,6 +99,8 @@ class LineageIndex:
 
     def _continues(self, arrival: Arrival, context: Context) -> bool:
         if arrival.prompt_tokens <= context.prompt_tokens:
+            return False
+        if context.session.key[0] != arrival.tenant:
             return False
         tail = context.prompt_tail[: max(len(context.prompt_tail) - _RERENDERED_TOKENS, 0)]
         if arrival.tokens is None:

@@ -33,6 +33,7 @@ class _Conversation:
     """
 
     key: str
+    tenant: str
     root: bytes
     suffix: int
     seen: float = 0.0
@@ -96,10 +97,11 @@ class MessageLineage:
         turns = read_turns(body)
         if turns is None:
             return None
-        links = turns.links(f"{tenant}\0{body.get('model')}")
+        model = body.get("model")
+        links = turns.links(f"{tenant}\0{model if isinstance(model, str) else None}")
         conversation = self._find(turns, links)
         if conversation is None:
-            conversation = self._begin(turns, links)
+            conversation = self._begin(tenant, turns, links)
         else:
             conversation.advanced = True
         self._note(conversation, turns, links, now)
@@ -112,10 +114,10 @@ class MessageLineage:
             self._responses.move_to_end((tenant, response_id))
             self._expire(now)
 
-    def forget(self, session: str) -> None:
-        """A session has ended; a conversation that begins like it is another one."""
+    def forget(self, tenant: str, session: str) -> None:
+        """A session of this tenant has ended; a conversation that begins like it is another one."""
         conversation = self._live.get(session)
-        if conversation is not None:
+        if conversation is not None and conversation.tenant == tenant:
             self._drop(conversation)
 
     # -- inside ---------------------------------------------------------------------------------
@@ -133,11 +135,11 @@ class MessageLineage:
                     return heir
         return None
 
-    def _begin(self, turns: Turns, links: list[bytes]) -> _Conversation:
+    def _begin(self, tenant: str, turns: Turns, links: list[bytes]) -> _Conversation:
         root = hashlib.blake2b(links[turns.opening] + turns.tail, digest_size=16).digest()
         suffix = self._roots.setdefault(root, _Root()).take()
         key = f"msg-{root.hex()}" + (f".{suffix}" if suffix else "")
-        conversation = self._live[key] = _Conversation(key, root, suffix)
+        conversation = self._live[key] = _Conversation(key, tenant, root, suffix)
         return conversation
 
     def _note(

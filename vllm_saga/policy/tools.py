@@ -117,7 +117,7 @@ class ToolNames:
 def _own_format(name: str, pattern: str) -> ToolFormat:
     try:
         compiled = re.compile(pattern)
-    except (re.error, TypeError, RecursionError) as error:
+    except (re.error, TypeError, RecursionError, OverflowError) as error:
         raise ToolFormatError(f"tool pattern {name!r} = {pattern!r}: {error}") from error
     if compiled.groups != 1:
         raise ToolFormatError(

@@ -163,7 +163,7 @@ class BackendsFile:
         """Whether the file had changed.
 
         Raises:
-            AddressError: it lists something else; the backends are as they were.
+            AddressError: it lists something else, or is no text; the backends are as they were.
             OSError: it cannot be read.
         """
         stat = self.path.stat()
@@ -171,7 +171,11 @@ class BackendsFile:
         if seen == self._seen:
             return False
         self._seen = seen
-        listed = {a.name: a for a in parse_list(self.path.read_text(encoding="utf-8"))}
+        try:
+            text = self.path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise AddressError(f"{self.path}: no text: {error}") from None
+        listed = {a.name: a for a in parse_list(text)}
         for name in self._added - listed.keys():
             if gone := backends.get(name):
                 backends.remove(gone)

@@ -79,7 +79,7 @@ class Edge:
 
     def forget(self, session: SessionKey) -> None:
         """It has ended: what begins like it is another one."""
-        self._lineage.forget(session[1])
+        self._lineage.forget(*session)
 
     def tenant(self, headers: Mapping[str, str]) -> str:
         return identify(headers, None, self.rules).tenant

@@ -13,6 +13,7 @@ import msgspec
 from aiohttp import web
 
 from vllm_saga import page
+from vllm_saga.policy.clients import is_of_another_site
 from vllm_saga.router.access import Access
 from vllm_saga.router.backends import Address, AddressError, Backend, Backends
 from vllm_saga.router.journal import Journal
@@ -96,6 +97,8 @@ class Endpoints:
 
     def _check(self, request: web.BaseRequest, handler: Handler) -> None:
         """Clients may end their tenant's sessions and see its workflows; the rest is operators'."""
+        if request.method != "GET" and is_of_another_site(request.headers):
+            raise Problem(403, "cross_site", "a web page of another origin may not do this")
         of_tenant = handler in (self._list_workflows, self._workflow, self._past) and (
             self._workflows.tenant(request) is not None
         )
@@ -146,7 +149,7 @@ class Endpoints:
         try:
             wanted = msgspec.json.decode(await _read(request), type=_NewBackend)
             backend = self._backends.add(Address.parse(wanted.url))
-        except (msgspec.DecodeError, AddressError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AddressError) as error:
             raise Problem(400, "bad_request", str(error)) from None
         return web.json_response(_describe(backend, time.monotonic()))
 

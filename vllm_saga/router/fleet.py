@@ -7,9 +7,14 @@ from __future__ import annotations
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Any, Protocol
 
 import msgspec
+
+#: What an engine tells is not believed beyond this: sums of it are still exact.
+MOST = 1 << 50
+_Count = Annotated[int, msgspec.Meta(ge=0, le=MOST)]
+_Amount = Annotated[float, msgspec.Meta(ge=0.0, le=float(MOST))]
 
 SessionKey = tuple[str, str]
 """(tenant, session id): a session id means nothing outside its tenant."""
@@ -22,8 +27,8 @@ class HeldCall:
     tenant: str
     session: str
     new: bool
-    held_s: float
-    tokens: int
+    held_s: _Amount
+    tokens: _Count
 
     @property
     def key(self) -> SessionKey:
@@ -43,12 +48,12 @@ class EngineReport:
 
     at: float
     started: str
-    kv_tokens: int
-    used_tokens: int
-    running: int
-    waiting: int
-    resident: int = 0
-    prefill_tokens_per_s: float = 0.0
+    kv_tokens: _Count
+    used_tokens: _Count
+    running: _Count
+    waiting: _Count
+    resident: _Count = 0
+    prefill_tokens_per_s: _Amount = 0.0
     held_calls: tuple[HeldCall, ...] = ()
     sessions: tuple[SessionKey, ...] = ()
 

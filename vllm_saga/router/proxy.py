@@ -12,6 +12,7 @@ import aiohttp
 from aiohttp import web
 from multidict import CIMultiDict
 
+from vllm_saga.policy.identity import session_key
 from vllm_saga.policy.messages import read_response_id
 from vllm_saga.router import headers, websockets
 from vllm_saga.router.backends import Backend, Backends
@@ -109,7 +110,7 @@ class Proxy:
 
     def end_session(self, request: web.BaseRequest, name: str) -> bool:
         """A client says that a session of its tenant is over; whether it was known."""
-        session = (self._edge.tenant(request.headers), name)
+        session = session_key(self._edge.tenant(request.headers), name)
         self._placer.end(session)
         for backend in self._backends:
             self._watcher.end_session(backend, session)

@@ -10,7 +10,7 @@ import aiohttp
 import msgspec
 
 from vllm_saga.router.backends import Backend
-from vllm_saga.router.fleet import EngineReport
+from vllm_saga.router.fleet import MOST, EngineReport
 
 _MAX_BYTES = 16 << 20
 
@@ -27,7 +27,7 @@ def parse_state(data: bytes, at: float) -> EngineReport:
     """
     try:
         return EngineReport.from_state(msgspec.json.decode(data, type=dict[str, Any]), at)
-    except (msgspec.DecodeError, RecursionError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise ReportError(f"/v1/saga/state: {error}") from None
 
 
@@ -77,16 +77,19 @@ def parse_metrics(text: str, rank: int | None, at: float) -> EngineReport:
 def _samples(text: str) -> Iterator[tuple[str, dict[str, str], float]]:
     for name, labels, value in _SAMPLE.findall(text):
         try:
-            yield name, dict(_LABEL.findall(labels)), float(value)
+            number = float(value)
         except ValueError:
             continue
+        if 0.0 <= number <= MOST:
+            yield name, dict(_LABEL.findall(labels)), number
 
 
 def _pool(labels: dict[str, str]) -> int:
     try:
-        return int(labels["num_gpu_blocks"]) * int(labels["block_size"])
+        pool = int(labels["num_gpu_blocks"]) * int(labels["block_size"])
     except (KeyError, ValueError):
         return 0
+    return pool if 0 <= pool <= MOST else 0
 
 
 async def fetch(http: aiohttp.ClientSession, backend: Backend, at: float) -> EngineReport:

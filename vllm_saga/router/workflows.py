@@ -111,7 +111,7 @@ class Workflows:
                 url, headers=backend.headers | whose, timeout=timeout
             ) as response:
                 return response.status, msgspec.json.decode(await response.read(), type=dict)
-        except (aiohttp.ClientError, TimeoutError, OSError, msgspec.DecodeError):
+        except (aiohttp.ClientError, TimeoutError, OSError, ValueError, RecursionError):
             return 0, {}
 
 

@@ -11,11 +11,13 @@ whatever the client sent. With it there are only that tenant's workflows, and an
 found (404). Without it whoever has the API key is an operator, and sees everybody's: behind a
 gateway that sets the header nobody else can come without. What is never told, to anybody: a cache
 salt (its digest stands for it), and what prompts and outputs say, but for names of tools.
-`/v1/saga/state` is the router's; a gateway should not pass it on.
+`/v1/saga/state` is the router's; a gateway should not pass it on. What changes something is
+refused to web pages of other origins (403).
 """
 
 from __future__ import annotations
 
+from http import HTTPStatus
 from typing import Any, TypeVar
 
 import msgspec
@@ -36,6 +38,7 @@ from vllm_saga.engine.control import (
     ask,
 )
 from vllm_saga.policy import overview
+from vllm_saga.policy.clients import is_of_another_site
 from vllm_saga.policy.identity import short_id
 from vllm_saga.policy.report import together
 
@@ -58,11 +61,18 @@ class SagaEndpoints:
 
     def attach_router(self, app: FastAPI) -> None:
         router = APIRouter(prefix="/v1/saga", tags=["saga"])
-        router.add_api_route("/state", self.state, methods=["GET"])
-        router.add_api_route("/workflows", self.workflows, methods=["GET"])
-        router.add_api_route("/workflows/{name:path}", self.workflow, methods=["GET"])
-        router.add_api_route("/past", self.past, methods=["GET"])
-        router.add_api_route("/sessions/{session:path}/end", self.end, methods=["POST"])
+        add = router.add_api_route
+        of_rank, of_tenant = [_in_header(RANK_HEADER)], [_in_query("tenant", {"type": "string"})]
+        add("/state", self.state, methods=["GET"], **_described(400, 404, takes=of_rank))
+        takes = [*of_rank, *_fields_of(Listing)]
+        add("/workflows", self.workflows, methods=["GET"], **_described(400, 404, takes=takes))
+        takes = [*of_rank, *of_tenant]
+        path = "/workflows/{name:path}"
+        add(path, self.workflow, methods=["GET"], **_described(400, 404, takes=takes))
+        takes = [*of_rank, *_fields_of(Past)]
+        add("/past", self.past, methods=["GET"], **_described(400, 404, takes=takes))
+        path = "/sessions/{session:path}/end"
+        add(path, self.end, methods=["POST"], **_described(403, 404))
         app.include_router(router)
         for path in (page.PATH, page.PATH + "/{name}"):
             app.add_api_route(path, self.show_page, methods=["GET"], include_in_schema=False)
@@ -141,6 +151,8 @@ class SagaEndpoints:
 
         Calls in flight finish first. Answers `{"ended": whether it was known}`.
         """
+        if is_of_another_site(request.headers):
+            return _error(403, "a web page of another origin may not do this")
         tenant = short_id(request.headers.get(self._tenant_header, "").strip())
         try:
             answers = await self._ask(END, {"tenant": tenant, "session": session})
@@ -202,6 +214,26 @@ class _Refusal(Exception):
     def __init__(self, status: int, message: str) -> None:
         super().__init__(message)
         self.answer = _error(status, message)
+
+
+def _described(*errors: int, takes: list[dict[str, Any]] | None = None) -> dict[str, Any]:
+    """For OpenAPI: what a route answers besides 200, and what it takes besides its path."""
+    answers = {status: {"description": HTTPStatus(status).phrase} for status in errors}
+    return {"responses": answers, "openapi_extra": {"parameters": takes} if takes else None}
+
+
+def _fields_of(kind: type[msgspec.Struct]) -> list[dict[str, Any]]:
+    (_,), components = msgspec.json.schema_components([kind])
+    properties = components[kind.__name__]["properties"]
+    return [_in_query(name, schema) for name, schema in properties.items()]
+
+
+def _in_query(name: str, schema: dict[str, Any]) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": schema}
+
+
+def _in_header(name: str) -> dict[str, Any]:
+    return {"name": name, "in": "header", "schema": {"type": "string"}}
 
 
 def _error(status: int, message: str) -> JSONResponse:

@@ -165,7 +165,7 @@ def read_arrivals(path: Path) -> list[float]:
         try:
             value = msgspec.json.decode(line)
             arrival = float(value["arrival_s"] if isinstance(value, dict) else value)
-        except (msgspec.DecodeError, KeyError, TypeError, ValueError):
+        except (KeyError, TypeError, ValueError, OverflowError, RecursionError):
             arrival = math.nan
         if not 0 <= arrival < math.inf:
             raise LoadError(

@@ -176,7 +176,7 @@ def _read(path: Path) -> Hardware:
         raise HardwareError(f"{path}: {error.strerror}") from None
     except msgspec.ValidationError as error:
         raise HardwareError(f"{path}: {_readable(str(error))}") from None
-    except msgspec.DecodeError as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise HardwareError(f"{path}: not JSON: {error}") from None
 
 

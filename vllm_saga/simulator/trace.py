@@ -237,7 +237,7 @@ def _parse(path: Path, lines: list[bytes]) -> Iterator[Session]:
             session = decoder.decode(line)
         except msgspec.ValidationError as error:
             raise TraceError(f"{where}: {_readable(str(error))}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
             raise TraceError(f"{where}: not a JSON object: {error}") from error
         if session.session_id in seen:
             raise TraceError(

@@ -77,7 +77,7 @@ def _fields(path: Path, data: bytes) -> set[str]:
     for text in (first, data):
         try:
             found = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError):
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
             continue
         return set(found) if isinstance(found, dict) else set()
     raise TraceError(f"{path}: neither JSON nor JSON lines; known formats are {_KNOWN}")

@@ -19,5 +19,5 @@ def decode(decoder: msgspec.json.Decoder[T], data: bytes, where: str) -> T:
         text, _, place = str(error).partition(" - at `$.")
         field = f"{place.rstrip('`')}: " if place else ""
         raise TraceError(f"{where}: {field}{text}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
         raise TraceError(f"{where}: not a JSON object: {error}") from error

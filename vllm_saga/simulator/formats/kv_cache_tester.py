@@ -120,7 +120,7 @@ def _traces(files: Sequence[Path]) -> Iterator[tuple[str, _Trace]]:
 def _is_json(line: bytes) -> bool:
     try:
         msgspec.json.decode(line, type=msgspec.Raw)
-    except msgspec.DecodeError:
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         return False
     return True
 
