@@ -18,6 +18,7 @@ import run
 import sources
 from test_patch_vllm import REPO, SERIES, content, patch_vllm
 
+pytestmark = pytest.mark.released
 INSTALLED = installed_version("vllm").partition("+")[0]
 RELEASES = [f"{folder.name.removeprefix('vllm-')}.0" for folder in SERIES]
 OUR_TESTS = [
@@ -158,6 +159,13 @@ def test_the_tests_in_the_patches(patched_copy):
     outcomes = run.run_pytest("patched", patched_copy, gate).outcomes
     assert set(outcomes.values()) == {"passed"}
     assert {test.partition("::")[0] for test in outcomes} == set(new_tests(INSTALLED))
+
+
+@long
+@needs_series
+@pytest.mark.timeout(900)
+def test_a_real_engine(patched_copy):
+    assert re.match(r"1 passed in", run_ours(patched_copy, "tests/patches/check_engine.py"))
 
 
 @long
