@@ -78,3 +78,12 @@ def test_every_patch_is_one_a_reviewer_can_read():
             changed = set(re.findall(r"^diff --git a/(\w+)/", diff, re.MULTILINE))
             assert {"tests", "vllm"} <= changed <= {"tests", "vllm", "docs"}, patch.name
             assert len(re.findall(r"^diff --git", diff, re.MULTILINE)) <= 5, patch.name
+
+
+def test_a_checkout_is_known_by_its_tag(tmp_path):
+    root = tree(tmp_path / "checkout", None)
+    git = ["git", "-C", str(root), "-c", "user.name=a", "-c", "user.email=a@b"]
+    for command in (["init", "-q"], ["add", "."], ["commit", "-qm", "x"], ["tag", "v0.99.1"]):
+        subprocess.run([*git, *command], check=True)
+    status, output = patch_vllm("check", root)
+    assert status == 1 and "no patches for vLLM 0.99.1" in output
