@@ -13,9 +13,14 @@ def register() -> None:
     """Wrap `SchedulerConfig.get_scheduler_cls` (vllm/config/scheduler.py) once per process.
 
     vLLM calls this in every process that loads general plugins; only a server started with
-    `--scheduler-cls saga` behaves differently afterwards.
+    `--scheduler-cls saga` behaves differently afterwards. A vLLM that reads our entry point in
+    `vllm.scheduler_plugins` (patches/) needs no help.
     """
+    import vllm.plugins
     from vllm.config.scheduler import SchedulerConfig
+
+    if hasattr(vllm.plugins, "SCHEDULER_PLUGINS_GROUP"):
+        return
 
     upstream = SchedulerConfig.get_scheduler_cls
     if getattr(upstream, "__saga__", False):

@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[2]
 _PATTERNS = (
     "README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**/*.md", "deploy/**/*.md",
     "vllm_saga/**/*.md", "benchmarks/*.md", "benchmarks/live/*.md", "benchmarks/results/*.md",
+    "patches/*.md",
 )  # fmt: skip
 SHELLS = ("sh", "bash", "console", "shell")
 # What makes code between backticks a command: its program, and a word behind it where the

@@ -44,6 +44,11 @@ RULES = (
         r"tests/upstream/run\.py --\w+",
         RunElsewhere("scripts/test", "tests/upstream/run.py", "tests/upstream/run.py"),
     ),
+    # patches/README.md
+    Rule(
+        r"scripts/patch-vllm( .*)?",
+        RunElsewhere("tests/patches/test_patch_vllm.py", '"patch-vllm"', "scripts/patch-vllm"),
+    ),
     # servers
     Rule(r"(\w+=\S+ )?vllm serve MODEL .*", Serves()),
     # docs/operators.md, docs/settings.md

@@ -22,7 +22,9 @@ _ROW = re.compile(r"^\| `([\w-]+)` \| ([^|]*) \|", re.MULTILINE)
 _FLAG = re.compile(r"(?<![\w-])--[a-z][\w-]+")
 _NAME = re.compile(r"[a-z]+(?:_[a-z0-9]+)+")
 #: Where flags and names of the docs may come from.
-_SOURCES = ("vllm_saga/**/*.py", "benchmarks/**/*.py", "scripts/*", "tests/**/*.py")
+_SOURCES = (
+    "vllm_saga/**/*.py", "benchmarks/**/*.py", "scripts/*", "tests/**/*.py", "patches/*/*.patch",
+)  # fmt: skip
 #: Names and flags of other programs that no source of ours holds.
 _FOREIGN = {
     "default_headers", "extra_headers", "model_kwargs", "sticky_least_loaded", "--session-header",

@@ -36,7 +36,10 @@ def asked(scheduler, op: str = control.STATE, **payload: object):
     """As vLLM asks: through the core, and answered in plain values only."""
     control.install()
     core = SimpleNamespace(scheduler=scheduler)
-    answer = EngineCore.saga_control(core, op, payload)
+    if hasattr(EngineCore, "scheduler_rpc"):  # with patches/
+        answer = EngineCore.scheduler_rpc(core, control.METHOD, (op, payload))
+    else:
+        answer = EngineCore.saga_control(core, op, payload)
     return msgspec.msgpack.decode(msgspec.msgpack.encode(answer))
 
 

@@ -19,7 +19,7 @@ from vllm_saga.simulator.schedulers import make_scheduler
 # What the engine asks of the policy, and of what it brings along, as attributes of the scheduler.
 PLACES = [
     "saga.on_arrival", "saga.on_finish", "saga.on_scheduled", "saga.on_step", "saga.is_held",
-    "saga.owner", "saga.running_rank", "saga.keep_ranks", "saga.rank_epoch", "saga.state",
+    "saga.owner", "saga.keep_ranks", "saga.rank_epoch", "saga.state", "saga.prefill_tokens",
     "saga.cost.observe", "saga.residency.next_to_enter", "saga.retention.ranks",
     "saga.timeline.add_call", "saga.share.charge", "_timer.scheduled", "_timer.finished",
     "_tool_reader.names", "_graph_file.maybe_save", "_free_queue.claim",
@@ -51,8 +51,6 @@ def test_a_fault_anywhere_leaves_the_engine_serving(
 ):
     owner, _, name = place.rpartition(".")
     scheduler = busy_scheduler(overlapping, tmp_path)
-    # So that victims are sorted in every step.
-    monkeypatch.setattr(scheduler, "_is_tight", lambda: True)
     faulty = None
 
     def inject(busy: Any) -> None:

@@ -1,24 +1,34 @@
 #!/usr/bin/env python3
 """The upstream gate: vLLM's own scheduler tests must end the same with our class in its place.
 
-Runs the chosen files of the installed vLLM version's test suite twice, stock and swapped
-(swap_plugin.py), and compares every test's outcome. Needs PyPI the first time.
+Runs the chosen files of the installed vLLM version's test suite stock, swapped (swap_plugin.py) and
+stock with patches/ applied, and compares every test's outcome. Needs PyPI the first time.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import os
 import subprocess
 import sys
+import tempfile
 import time
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from importlib.metadata import version as installed_version
 from pathlib import Path
 
-from sources import CACHE, REPO, SourceError, fetch_tests, make_stand_ins
+from sources import (
+    CACHE,
+    REPO,
+    SourceError,
+    fetch_tests,
+    has_patches,
+    make_patched_copy,
+    make_stand_ins,
+)
 
 CORE = [
     "tests/v1/core/test_scheduler.py",
@@ -66,6 +76,8 @@ FULL = [
     # 12 random runs of 20 000 steps each, with priorities and preemptions
     "tests/v1/core/test_priority_scheduler_random.py",
 ]
+#: Runs and their mode (swap_plugin.py); the last two are those on a patched vLLM.
+RUNS = {"stock": "stock", "saga": "saga", "patched": "stock", "hooks": "saga"}
 SHOWN = ["passed", "failed", "error", "skipped", "xfailed", "xpassed"]
 
 
@@ -75,47 +87,75 @@ class Result:
     made: dict[str, int]
     policy_failures: list[str]
     seconds: float
+    hooks: list[str] = field(default_factory=list)
 
 
-def run_pytest(mode: str, source: Path, files: list[str], redirects: Path, stress: bool) -> Result:
-    report = CACHE / f"{mode}.json"
+@dataclass(frozen=True)
+class Gate:
+    """What every run has in common: vLLM's test files, model stand-ins, and whether to stress."""
+
+    files: list[str]
+    redirects: Path
+    stress: bool = False
+
+
+def run_pytest(name: str, source: Path, gate: Gate) -> Result:
+    """One run of vLLM's tests in `source`; with the package `vllm` there, if there is one.
+
+    name: of the run, one of `RUNS`.
+    """
+    report = CACHE / f"{name}.json"
     report.unlink(missing_ok=True)
-    log = CACHE / f"{mode}.log"
+    log = CACHE / f"{name}.log"
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SAGA_", "PYTEST_"))}
     env |= {
         "HF_HUB_OFFLINE": "1",
         "OMP_NUM_THREADS": "1",
-        "PYTHONPATH": f"{source}{os.pathsep}{Path(__file__).parent}",
-        "SAGA_UPSTREAM_MODE": mode,
+        "PYTHONPATH": os.pathsep.join(map(str, (source, Path(__file__).parent, REPO))),
+        "SAGA_UPSTREAM_MODE": RUNS[name],
         "SAGA_UPSTREAM_REPORT": str(report),
-        "SAGA_UPSTREAM_STRESS": str(int(stress)),
-        "VLLM_MODEL_REDIRECT_PATH": str(redirects),
+        "SAGA_UPSTREAM_STRESS": str(int(gate.stress)),
+        "VLLM_MODEL_REDIRECT_PATH": str(gate.redirects),
         "VLLM_NO_USAGE_STATS": "1",
     }
-    if stress:
+    if gate.stress:
         config = CACHE / "stress.json"
         config.write_text('{"residency": false}')
         env["SAGA_CONFIG"] = str(config)
     command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "--rootdir", str(source)]
     command += ["-p", "swap_plugin", "-p", "no:cacheprovider", "-W", "ignore"]
-    command += ["--timeout", "900", "--tb", "native", "-q", *files]
+    command += ["--timeout", "900", "--tb", "native", "-q", *gate.files]
     started = time.monotonic()
     with log.open("w") as out:
         done = subprocess.run(command, cwd=source, env=env, stdout=out, stderr=out)
     if not report.exists():
         tail = "\n".join(log.read_text().splitlines()[-15:])
-        raise SourceError(f"pytest ({mode}) ended early with status {done.returncode}:\n{tail}")
+        raise SourceError(f"pytest ({name}) ended early with status {done.returncode}:\n{tail}")
     return Result(**json.loads(report.read_text()), seconds=time.monotonic() - started)
+
+
+def differences(stock: Result, other: Result, name: str) -> list[str]:
+    """Every test that ended differently, one line each."""
+    found = []
+    for test in sorted(stock.outcomes.keys() | other.outcomes.keys()):
+        before = stock.outcomes.get(test, "not run")
+        after = other.outcomes.get(test, "not run")
+        if before != after:
+            found.append(f"{test}: stock {before}, {name} {after}")
+    return found
+
+
+def patched_problems(stock: Result, patched: Result, name: str = "patched") -> list[str]:
+    """What makes the gate fail for a run with patches, one line each."""
+    found = differences(stock, patched, name)
+    if not patched.hooks or stock.hooks:
+        found.append(f"{name}: the patches were not what made the difference")
+    return found
 
 
 def problems(stock: Result, saga: Result) -> list[str]:
     """Everything that makes the gate fail, one line each."""
-    found = []
-    for test in sorted(stock.outcomes.keys() | saga.outcomes.keys()):
-        before = stock.outcomes.get(test, "not run")
-        after = saga.outcomes.get(test, "not run")
-        if before != after:
-            found.append(f"{test}: stock {before}, saga {after}")
+    found = differences(stock, saga, "saga")
     found += [f"policy failure in {failure}" for failure in saga.policy_failures]
     if "passed" not in stock.outcomes.values():
         found.append("no test passed with the stock scheduler: the gate compared nothing")
@@ -126,14 +166,15 @@ def problems(stock: Result, saga: Result) -> list[str]:
     return found
 
 
-def print_table(stock: Result, saga: Result) -> None:
+def print_table(results: dict[str, Result]) -> None:
     print(f"{'':8}" + "".join(f"{name:>9}" for name in SHOWN) + f"{'time':>9}")
-    for name, result in (("stock", stock), ("saga", saga)):
+    for name, result in results.items():
         counts = Counter(result.outcomes.values())
         row = "".join(f"{counts[outcome]:9}" for outcome in SHOWN)
         print(f"{name:8}{row}{result.seconds:7.0f} s")
+    saga = results["saga"]
     print(
-        f"schedulers made: {stock.made['stock']} stock; {saga.made['saga']} saga, "
+        f"schedulers made: {results['stock'].made['stock']} stock; {saga.made['saga']} saga, "
         f"of which {saga.made['saga on']} with saga on"
     )
 
@@ -146,6 +187,12 @@ def parse_args() -> argparse.Namespace:
         action="store_true",
         default=os.environ.get("SAGA_UPSTREAM_STRESS") == "1",
         help="sessions everywhere, saga always on, no holds (also: SAGA_UPSTREAM_STRESS=1)",
+    )
+    parser.add_argument(
+        "--hooks",
+        action="store_true",
+        default=os.environ.get("SAGA_TEST_PATCHES") == "1",
+        help="also saga on a patched vLLM, whose hooks it uses (also: SAGA_TEST_PATCHES=1)",
     )
     parser.add_argument("files", nargs="*", help="run these upstream tests instead")
     return parser.parse_args()
@@ -160,22 +207,42 @@ def main() -> int:
     print(f"upstream gate: vLLM {version}, {chosen}{stress} ({len(files)} paths)", flush=True)
     try:
         source = fetch_tests(version)
-        redirects = make_stand_ins()
-        stock = run_pytest("stock", source, files, redirects, args.stress)
-        saga = run_pytest("saga", source, files, redirects, args.stress)
+        gate = Gate(files, make_stand_ins(), args.stress)
+        results = {name: run_pytest(name, source, gate) for name in ("stock", "saga")}
+        if has_patches(version):
+            results |= run_patched(
+                source, gate, ("patched", "hooks") if args.hooks else ("patched",)
+            )
     except SourceError as error:
         print(f"upstream gate: error: {error}", file=sys.stderr)
         return 1
-    print_table(stock, saga)
-    found = problems(stock, saga)
+    print_table(results)
+    stock = results["stock"]
+    found = problems(stock, results["saga"])
+    if "patched" in results:
+        found += patched_problems(stock, results["patched"])
+    else:
+        print(f"no patches for vLLM {version}: no patched run")
+    if "hooks" in results:
+        found += patched_problems(stock, results["hooks"], "hooks")
+        found += [f"hooks: {line}" for line in problems(stock, results["hooks"])]
     for line in found[:50]:
         print(f"  {line}")
     if found:
         logs = CACHE.relative_to(REPO)
-        print(f"upstream gate: FAILED, {len(found)} problems; logs: {logs}/stock.log, saga.log")
+        print(f"upstream gate: FAILED, {len(found)} problems; logs: {logs}/*.log")
         return 1
-    print(f"upstream gate: ok, {len(stock.outcomes)} outcomes identical")
+    print(f"upstream gate: ok, {len(stock.outcomes)} outcomes identical in {len(results)} runs")
     return 0
+
+
+def run_patched(source: Path, gate: Gate, names: tuple[str, ...]) -> dict[str, Result]:
+    """The runs on a patched copy of the installed vLLM."""
+    installed = importlib.util.find_spec("vllm")
+    assert installed is not None and installed.origin is not None
+    with tempfile.TemporaryDirectory(dir=CACHE) as folder:
+        copy = make_patched_copy(Path(folder), Path(installed.origin).parent, source)
+        return {name: run_pytest(name, copy, gate) for name in names}
 
 
 if __name__ == "__main__":

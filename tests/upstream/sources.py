@@ -1,4 +1,4 @@
-"""vLLM's own tests, and what they need to run offline."""
+"""vLLM's own tests, what they need to run offline, and a copy of vLLM with our patches."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -24,12 +25,61 @@ def fetch_tests(version: str) -> Path:
     """The directory that holds `tests/` of this vLLM version, from its sdist on PyPI."""
     target = CACHE / f"vllm-{version}"
     if not target.exists():
+        sdist = fetch_sdist(version)
+        with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
+            extract(sdist, Path(scratch), lambda name: name.startswith("tests/"))
+            (Path(scratch) / f"vllm-{version}").rename(target)
+    return target
+
+
+def fetch_sdist(version: str) -> Path:
+    """The source distribution of this vLLM version, from PyPI."""
+    target = CACHE / f"vllm-{version}.tar.gz"
+    if not target.exists():
         CACHE.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryDirectory(dir=CACHE) as scratch:
-            sdist = _download_sdist(version, Path(scratch))
-            _extract_tests(sdist, Path(scratch) / "out")
-            (Path(scratch) / "out" / f"vllm-{version}").rename(target)
+            _download_sdist(version, Path(scratch)).rename(target)
     return target
+
+
+def extract(sdist: Path, out: Path, is_wanted: Callable[[str], bool]) -> Path:
+    """Unpack the files wanted, and pyproject.toml; returns their root, `out/vllm-<version>`.
+
+    is_wanted: of a name such as `tests/v1/core/utils.py`.
+    """
+
+    def chosen(name: str) -> bool:
+        name = name.partition("/")[2]
+        return name == "pyproject.toml" or is_wanted(name)
+
+    with tarfile.open(sdist) as archive:
+        wanted = [member for member in archive if chosen(member.name)]
+        archive.extractall(out, wanted, filter="data")
+    return out / sdist.name.removesuffix(".tar.gz")
+
+
+def has_patches(version: str) -> bool:
+    """Whether patches/ has a series for this version."""
+    return (REPO / "patches" / f"vllm-{'.'.join(version.split('.')[:2])}").is_dir()
+
+
+def make_patched_copy(out: Path, package: Path, tests: Path) -> Path:
+    """A folder with the package `vllm/`, vLLM's `tests/`, and our patches applied to both.
+
+    Files that the patches leave alone are links.
+
+    Args:
+        package: the folder of the package, for example of the installed one.
+        tests: the folder that holds `tests/` and `pyproject.toml`.
+    """
+    shutil.copytree(package, out / "vllm", copy_function=os.symlink)
+    shutil.copytree(tests / "tests", out / "tests", copy_function=os.symlink)
+    shutil.copy(tests / "pyproject.toml", out)
+    command = [sys.executable, str(REPO / "scripts" / "patch-vllm"), "apply", "--target", str(out)]
+    done = subprocess.run(command, capture_output=True, text=True)
+    if done.returncode:
+        raise SourceError(f"the patches do not apply:\n{done.stderr}")
+    return out
 
 
 def _download_sdist(version: str, scratch: Path) -> Path:
@@ -61,17 +111,6 @@ def _pip(*args: str, env: dict[str, str] | None = None) -> None:
             f"'pip {args[0]}' failed, so vLLM's tests cannot be had (they come from its source "
             f"distribution on PyPI); pip's output: {log.relative_to(REPO)}"
         )
-
-
-def _extract_tests(sdist: Path, out: Path) -> None:
-    with tarfile.open(sdist) as archive:
-        wanted = [
-            member
-            for member in archive
-            if member.name.partition("/")[2].startswith("tests/")
-            or member.name.partition("/")[2] == "pyproject.toml"
-        ]
-        archive.extractall(out, wanted, filter="data")
 
 
 _OPT: dict[str, Any] = {

@@ -23,6 +23,7 @@ import vllm.v1.core.sched as sched_package
 from vllm.v1.core.sched import async_scheduler, scheduler
 
 from vllm_saga.config import load_config
+from vllm_saga.engine import compat
 
 MODE = os.environ["SAGA_UPSTREAM_MODE"]
 REPORT = Path(os.environ["SAGA_UPSTREAM_REPORT"])
@@ -120,5 +121,10 @@ def pytest_runtest_logreport(report: pytest.TestReport) -> None:
 
 
 def pytest_sessionfinish() -> None:
-    report = {"outcomes": outcomes, "made": made, "policy_failures": policy_failures}
+    report = {
+        "outcomes": outcomes,
+        "made": made,
+        "policy_failures": policy_failures,
+        "hooks": sorted(compat.HOOKS),
+    }
     REPORT.write_text(json.dumps(report, indent=1))

@@ -1,6 +1,6 @@
 """The gate's judgement: it must fail on every kind of difference, and on having proved nothing."""
 
-from run import Result, problems
+from run import Result, patched_problems, problems
 
 GOOD = {"t::a": "passed", "t::b": "failed"}
 
@@ -44,3 +44,22 @@ def test_a_swap_that_did_not_happen_fails_the_gate():
 
 def test_saga_never_on_fails_the_gate():
     assert any("stock with stock" in p for p in problems(result(), saga_result(saga=3, on=0)))
+
+
+def patched_result(outcomes=GOOD, hooks=("on_request_finished",)):
+    return Result(dict(outcomes), {"stock": 3}, [], 1.0, list(hooks))
+
+
+def test_with_patches_the_same_outcomes_pass():
+    assert patched_problems(result(), patched_result()) == []
+
+
+def test_with_patches_a_changed_outcome_is_named():
+    assert patched_problems(result(), patched_result(GOOD | {"t::a": "failed"})) == [
+        "t::a: stock passed, patched failed"
+    ]
+
+
+def test_patches_that_were_not_there_or_everywhere_fail_the_gate():
+    assert any("not what made" in p for p in patched_problems(result(), patched_result(hooks=())))
+    assert any("not what made" in p for p in patched_problems(patched_result(), patched_result()))

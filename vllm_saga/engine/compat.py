@@ -51,6 +51,19 @@ _METHODS: dict[type, dict[str, tuple[str, ...]]] = {
     Request: {"is_finished": ()},
 }
 
+#: The hooks of patches/ that this vLLM's scheduler has: vLLM calls them, and we do nothing in their
+#: place.
+HOOKS = frozenset(
+    name
+    for name in (
+        "_create_waiting_queue",
+        "_create_free_block_queue",
+        "_select_preemption_victim",
+        "on_request_finished",
+    )
+    if hasattr(Scheduler, name)
+)
+
 _REQUEST_ARGUMENTS = ("request_id", "prompt_token_ids", "cache_salt", "priority", "block_hasher")
 
 

@@ -16,7 +16,7 @@ from vllm_saga.policy.explain import MAX_LIMIT, Explainer, State
 from vllm_saga.policy.saga import SagaPolicy
 from vllm_saga.policy.timeline import MAX_EVENTS
 
-#: The method of `EngineCore` that answers: (op, payload) -> plain values.
+#: The method of `EngineCore`, or of its scheduler, that answers: (op, payload) -> plain values.
 METHOD = "saga_control"
 #: op: what the engine reports (`router.fleet.EngineReport`, and "saga"); no payload.
 STATE = "state"
@@ -60,10 +60,13 @@ class ControlError(RuntimeError):
 def install() -> None:
     """Give the `EngineCore` of this process the method; without an engine there is nothing to do.
 
-    Here rather than in the plugin: an engine that was forked does not load plugins anew.
+    Nor is there where vLLM passes calls on to its scheduler (patches/). Here rather than in the
+    plugin: an engine that was forked does not load plugins anew.
     """
     module = sys.modules.get("vllm.v1.engine.core")
-    if module is not None and not hasattr(module.EngineCore, METHOD):
+    if module is None or hasattr(module.EngineCore, "scheduler_rpc"):
+        return
+    if not hasattr(module.EngineCore, METHOD):
         setattr(module.EngineCore, METHOD, _answer)
 
 
@@ -119,11 +122,14 @@ async def ask(engine_client: Any, op: str, payload: Mapping[str, Any]) -> list[d
     Raises:
         ControlError: the engines cannot be asked, or do not run saga.
     """
+    rpc = getattr(engine_client, "scheduler_rpc", None)
     core = getattr(engine_client, "engine_core", None)
     # vLLM < 0.32 asks all ranks, too, but returns the first one's answer only.
     every = getattr(core, "call_utility_all_async", None)
     one = getattr(core, "call_utility_async", None)
     try:
+        if rpc is not None:
+            return list(await rpc(METHOD, (op, payload)))
         if every is not None:
             return list(await every(METHOD, op, payload))
         if one is not None:

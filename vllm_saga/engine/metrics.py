@@ -87,7 +87,7 @@ class SagaStatLogger(AggregateStatLoggerBase):
         mm_cache_stats: Any = None,
         engine_idx: int = 0,
     ) -> None:
-        if scheduler_stats is None or not scheduler_stats.waiting_lora_adapters or self._broken:
+        if scheduler_stats is None or self._broken:
             return
         try:
             report = stats.take(scheduler_stats)

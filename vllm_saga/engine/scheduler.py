@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 from vllm.logger import init_logger
+from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue
 from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.core.sched.output import SchedulerOutput
 from vllm.v1.core.sched.request_queue import RequestQueue, SchedulingPolicy
@@ -47,10 +48,11 @@ class SagaMixin(_Upstream):
 
     # None while, or where, the engine schedules as stock does.
     saga: SagaPolicy | None = None
+    waiting: RequestQueue
 
     def __init__(self, vllm_config: Any, *args: Any, **kwargs: Any) -> None:
         compat.check_classes()
-        config = load_config(vllm_config.additional_config)
+        self._config = load_config(vllm_config.additional_config)
         super().__init__(vllm_config, *args, **kwargs)
         control.install()
         # Names this run of the engine with this KV: another value means that its KV was lost.
@@ -61,7 +63,9 @@ class SagaMixin(_Upstream):
         self._rank_epoch: tuple[int, int] | None = None
         self.hint_counts = no_counts()
         self._hint_limits = HintLimits(
-            enabled=config.hints, max_ttl_s=config.max_hint_s, max_gap_s=config.max_hint_s
+            enabled=self._config.hints,
+            max_ttl_s=self._config.max_hint_s,
+            max_gap_s=self._config.max_hint_s,
         )
         self._timer = StepTimer()
         self._pacer = Pacer(self)
@@ -75,7 +79,7 @@ class SagaMixin(_Upstream):
             )
             return
         compat.check_instance(self)
-        self._install(config)
+        self._install(self._config)
 
     def _install(self, config: SagaConfig) -> None:
         pool = self.kv_cache_manager.block_pool
@@ -88,13 +92,15 @@ class SagaMixin(_Upstream):
             self._graph_file.load(saga.classes)
         self._traces = traces.start(self.vllm_config, saga, self.started)
         self.saga = saga
-        self._held_queue = WorkflowQueue(self.policy, self._is_held)
-        self.waiting = self._held_queue
+        if not isinstance(self.waiting, WorkflowQueue):
+            self.waiting = WorkflowQueue(self.policy, self._is_held)
+        self._held_queue = self.waiting
         if hasattr(self, "skipped_waiting"):  # vLLM <= 0.28
             self.skipped_waiting = WorkflowQueue(self.policy, lambda request: False)
         if config.retention != "stock":
-            self._free_queue = RetentionQueue(pool.free_block_queue, self._keep_ranks)
-            pool.free_block_queue = self._free_queue
+            if not isinstance(pool.free_block_queue, RetentionQueue):
+                pool.free_block_queue = RetentionQueue(pool.free_block_queue, self._keep_ranks)
+            self._free_queue = pool.free_block_queue
         logger.info("saga: on, %d KV blocks of %d tokens", usable, self.hash_block_size)
 
     def _usable_blocks(self) -> int:
@@ -107,6 +113,36 @@ class SagaMixin(_Upstream):
         return max(sum(self.hash_block_size / (size * parallel) for size in sizes), 1e-6)
 
     # -- vLLM's hooks ---------------------------------------------------------------------------
+
+    # The first three are called only by a vLLM with patches/, the fourth by others through us.
+
+    def _create_waiting_queue(self) -> RequestQueue:
+        if not self.cache_config.enable_prefix_caching:
+            return super()._create_waiting_queue()
+        return WorkflowQueue(self.policy, self._is_held)
+
+    def _create_free_block_queue(self, default: FreeKVCacheBlockQueue) -> FreeKVCacheBlockQueue:
+        if not self.cache_config.enable_prefix_caching or self._config.retention == "stock":
+            return super()._create_free_block_queue(default)
+        return RetentionQueue(default, self._keep_ranks)
+
+    def _select_preemption_victim(self, request: Request) -> Request:
+        victim = None
+        if self.policy is SchedulingPolicy.FCFS:
+            victim = self._guarded(self._least_wanted)
+        return super()._select_preemption_victim(request) if victim is None else victim
+
+    def on_request_finished(self, request: Request) -> None:
+        if self.saga is None:
+            return
+        self._guarded(
+            lambda saga: saga.on_finish(
+                request.request_id, request.num_tokens, self._now(), self._tools_of(request)
+            )
+        )
+        self._trace(request)
+        if not self.requests:
+            self._save_graph(self._now(), idle=True)
 
     def add_request(self, request: Request) -> None:
         if self.saga is not None and self._is_plain(request):
@@ -136,15 +172,8 @@ class SagaMixin(_Upstream):
 
     def _free_request(self, request: Request, *args: Any, **kwargs: Any) -> Any:
         result = super()._free_request(request, *args, **kwargs)
-        if self.saga is not None:
-            self._guarded(
-                lambda saga: saga.on_finish(
-                    request.request_id, request.num_tokens, self._now(), self._tools_of(request)
-                )
-            )
-            self._trace(request)
-            if not self.requests:
-                self._save_graph(self._now(), idle=True)
+        if "on_request_finished" not in compat.HOOKS:
+            self.on_request_finished(request)
         return result
 
     def _free_request_blocks(self, request: Request) -> Any:
@@ -240,8 +269,8 @@ class SagaMixin(_Upstream):
             if epoch != self._rank_epoch:
                 self._rank_epoch = epoch
                 self._free_queue.new_epoch()
-        if self.policy is SchedulingPolicy.FCFS and self._is_tight():
-            self._guarded(self._sort_victims)
+        if "_select_preemption_victim" not in compat.HOOKS:
+            self._order_victims()
         if now >= self._next_log:
             self._guarded(lambda saga: self._log_state(saga, now))
         self._trace()
@@ -273,10 +302,21 @@ class SagaMixin(_Upstream):
         free = self.kv_cache_manager.block_pool.get_num_free_blocks()
         return free < 2 * len(self.running)
 
+    def _order_victims(self) -> None:
+        if self.policy is SchedulingPolicy.FCFS and self._is_tight():
+            self._guarded(self._sort_victims)
+
     def _sort_victims(self, saga: SagaPolicy) -> None:
         # Stock preempts the tail of the list.
         if saga.residency.residents:
             self.running.sort(key=lambda request: saga.running_rank(request.request_id))
+
+    def _least_wanted(self, saga: SagaPolicy) -> Request | None:
+        """The tail of the running calls, if they were in the order of `_sort_victims`."""
+        if not saga.residency.residents:
+            return None
+        calls = reversed(self.running)
+        return max(calls, key=lambda request: saga.running_rank(request.request_id))
 
     def _claim_blocks(self, saga: SagaPolicy, request: Request) -> None:
         owner = saga.owner(request.request_id)

@@ -1,7 +1,8 @@
 """Numbers out of the scheduler, on vLLM's own way to the API server.
 
 vLLM's typed decoder drops every field that `SchedulerStats` has not. So what is measured travels as
-one key of a dictionary that only engines with LoRA fill; engine/metrics.py takes it out again.
+one key of a dictionary that only engines with LoRA fill; engine/metrics.py takes it out again. With
+patches/ vLLM has a field for it.
 """
 
 from __future__ import annotations
@@ -51,11 +52,17 @@ def is_heard() -> bool:
 
 def put(report: Report, stats: Any) -> None:
     """Add a report to vLLM's `SchedulerStats`."""
+    if hasattr(stats, "custom_stats"):
+        stats.custom_stats = {**(stats.custom_stats or {}), LOGGER: msgspec.to_builtins(report)}
+        return
     stats.waiting_lora_adapters[_KEY + msgspec.json.encode(report).decode()] = 0
 
 
 def take(stats: Any) -> Report | None:
     """Take the report out again; None if there is none."""
+    told = (getattr(stats, "custom_stats", None) or {}).pop(LOGGER, None)
+    if told is not None:
+        return msgspec.convert(told, Report)
     adapters = stats.waiting_lora_adapters
     for key in adapters:
         if key.startswith(_KEY):
