@@ -18,7 +18,7 @@ from vllm_saga.simulator.result import RunResult
 REFERENCES = ("farthest-next-use", "saga-oracle", "saga-farthest")
 OURS = "saga"
 #: The same with less, or with something false, to go by.
-VARIANTS = ("saga-lineage", "saga-toolless", "saga-hinted", "saga-misled")
+VARIANTS = ("saga-ends", "saga-lineage", "saga-toolless", "saga-hinted", "saga-misled")
 STOCK = "vllm"
 
 Json = dict[str, Any]

@@ -13,7 +13,12 @@ from vllm_saga.simulator.policies.kvflow import KVFlow
 from vllm_saga.simulator.policies.plas import Plas
 from vllm_saga.simulator.policies.saga import Saga, SagaLineage
 from vllm_saga.simulator.policies.saga_farthest import SagaFarthest
-from vllm_saga.simulator.policies.saga_hints import SagaHinted, SagaMisled, SagaToolless
+from vllm_saga.simulator.policies.saga_hints import (
+    SagaEnds,
+    SagaHinted,
+    SagaMisled,
+    SagaToolless,
+)
 from vllm_saga.simulator.policies.saga_oracle import SagaOracle
 from vllm_saga.simulator.policies.saga_paper import SagaPaper
 from vllm_saga.simulator.policies.session_age import SessionAge
@@ -36,6 +41,7 @@ PLAIN: dict[str, PolicyMaker] = {
     "farthest-next-use": FarthestNextUse,
     "saga": Saga,
     "saga-lineage": SagaLineage,
+    "saga-ends": SagaEnds,
     "saga-toolless": SagaToolless,
     "saga-hinted": SagaHinted,
     "saga-misled": SagaMisled,

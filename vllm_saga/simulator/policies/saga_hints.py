@@ -6,6 +6,7 @@ import json
 import random
 from typing import Any
 
+from vllm_saga.engine.hints import LAST
 from vllm_saga.simulator.policies.base import ClusterView
 from vllm_saga.simulator.policies.saga import Saga
 from vllm_saga.simulator.records import LiveCall
@@ -55,6 +56,13 @@ class SagaMisled(SagaHinted):
     def _tools_of(self, request: Any) -> list[str] | None:
         self._seen += super()._tools_of(request) or []
         return [self._rng.choice(self._seen)] if self._seen else None
+
+
+class SagaEnds(Saga):
+    """The last call of a session says so, and nothing else: what every rival is told, too."""
+
+    def extra_args(self, call: LiveCall) -> dict[str, Any] | None:
+        return {LAST: 1} if call.index + 1 == len(call.session.trace.calls) else None
 
 
 class SagaToolless(Saga):
