@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 
 from vllm_saga.simulator import policies
@@ -29,6 +30,19 @@ def session(number):
     return Session(f"s{number}", tuple(calls))
 
 
+def test_tokens_that_cost_nothing_are_learned():
+    cost = Linear(base_s=0.002, token_s=2e-4, pair_s=2e-8, kv_token_s=1e-6, free_tokens=100)
+    machine = msgspec.structs.replace(MACHINE, cost=cost, max_num_batched_tokens=2048)
+    sessions = [session(number) for number in range(60)]
+    cluster = Cluster(
+        Setup(sessions, machine, PLACEMENTS["least_loaded"], lanes=6), policies.maker("saga")
+    )
+    cluster.run()
+    corner = cluster.replicas[0].scheduler.saga.cost.corner
+    # Rather too few than too many.
+    assert 50 <= corner.free_tokens <= 110
+
+
 @pytest.mark.parametrize("overlapping", [True, False])
 @pytest.mark.parametrize("cruises", [True, False])
 def test_prefill_seconds_are_learned(overlapping, cruises):
@@ -45,3 +59,5 @@ def test_prefill_seconds_are_learned(overlapping, cruises):
         true = 1e-4 * tokens + 2e-8 * tokens * tokens / 2
         assert cost.prefill_s(tokens) == pytest.approx(true, rel=0.2)
     assert 0.0 < cost.spare < 1.0
+    # Every token costs on this machine, so no prefill is paced.
+    assert cost.corner.free_tokens == 0
