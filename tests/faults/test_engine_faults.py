@@ -19,7 +19,7 @@ from vllm_saga.simulator.schedulers import make_scheduler
 # What the engine asks of the policy, and of what it brings along, as attributes of the scheduler.
 PLACES = [
     "saga.on_arrival", "saga.on_finish", "saga.on_scheduled", "saga.on_step", "saga.is_held",
-    "saga.owner", "saga.keep_ranks", "saga.rank_epoch", "saga.state", "saga.prefill_tokens",
+    "saga.owner", "saga.keep_ranks", "saga.rank_epoch", "saga.state", "saga.paces",
     "saga.cost.observe", "saga.residency.next_to_enter", "saga.retention.ranks",
     "saga.timeline.add_call", "saga.share.charge", "_timer.scheduled", "_timer.finished",
     "_tool_reader.names", "_graph_file.maybe_save", "_free_queue.claim",

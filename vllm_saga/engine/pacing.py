@@ -32,7 +32,7 @@ class Pacer:
 
     def limits(self, saga: SagaPolicy) -> tuple[int, int] | None:
         """The tokens of the next step, and of one prefill in it; None = vLLM's own limits."""
-        if not self.able or not saga.residency.tight:
+        if not self.able or not saga.paces():
             return None
         decode_tokens = decoding = prefilling = 0
         for request in self._scheduler.running:
@@ -42,13 +42,12 @@ class Pacer:
                 decode_tokens += max(left, 0)
             else:
                 prefilling += 1
-        tokens = saga.prefill_tokens(
-            decode_tokens, decoding, prefilling + self._scheduler.waiting.ready
-        )
+        prefilling += self._scheduler.waiting.ready
+        tokens = saga.prefill_tokens(decode_tokens, decoding, prefilling)
         if tokens is None:
             return None
-        alone = prefilling + self._scheduler.waiting.ready == 1
-        return decode_tokens + tokens, tokens if alone else (tokens + 1) // 2
+        # Two at a time: a short prefill does not wait for the end of a long one.
+        return decode_tokens + tokens, tokens if prefilling == 1 else (tokens + 1) // 2
 
     def shortest_first(self) -> None:
         """Of the prefills that run, the one with the least left goes first."""

@@ -221,10 +221,13 @@ class SagaPolicy:
         """Changes when the order of `keep_ranks` may have: with who is resident, or in a second."""
         return (self.residency.changes, int(now))
 
+    def paces(self) -> bool:
+        """Whether prefills go at a pace: agents wait for room, and a step has tokens to spare."""
+        tight = self.residency.tight and self.config.pace_prefills
+        return tight and self.cost.corner.free_tokens > 0
+
     def prefill_tokens(self, decode_tokens: int, decoding: int, prefilling: int) -> int | None:
         """How many tokens the next step should prefill; None = as many as it can (pace.py)."""
-        if not self.residency.tight or not self.config.pace_prefills:
-            return None
         return pace.prefill_tokens(self.cost.corner, decode_tokens, decoding, prefilling)
 
     def running_rank(self, call_id: str) -> tuple[bool, int]:
