@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import numpy as np
 
-# A step of no more new tokens than this for each of its calls only decodes.
-_DECODES = 1
 # What is learned of prefills comes from steps so many times longer than one that decodes.
 _LONG = 3.0
 _FEWEST_DECODES, _FEWEST_PREFILLS = 32, 16
@@ -66,7 +64,7 @@ class Corner:
 
     def observe(self, new: int, calls: int, seconds: float) -> None:
         """A step computed `new` tokens for `calls` calls in `seconds`, attention aside."""
-        if new <= calls * _DECODES:
+        if new <= calls:
             self._decodes += 1
             # The mean of the first ones, then of about the last 500; a pause counts for little.
             share = max(1.0 / self._decodes, 1.0 - _FORGET)
