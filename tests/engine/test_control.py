@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import sys
-from types import SimpleNamespace
 from typing import get_args, get_type_hints
 
 import msgspec
 import pytest
+from core_calls import through_core
 from test_equivalence import multi_turn
-from vllm.v1.engine.core import EngineCore
 from vllm.v1.request import RequestStatus
 
 from vllm_saga.engine import control
@@ -34,13 +33,7 @@ def run(scheduler, steps: int = 40) -> Driver:
 
 def asked(scheduler, op: str = control.STATE, **payload: object):
     """As vLLM asks: through the core, and answered in plain values only."""
-    control.install()
-    core = SimpleNamespace(scheduler=scheduler)
-    if hasattr(EngineCore, "scheduler_rpc"):  # with patches/
-        answer = EngineCore.scheduler_rpc(core, control.METHOD, (op, payload))
-    else:
-        answer = EngineCore.saga_control(core, op, payload)
-    return msgspec.msgpack.decode(msgspec.msgpack.encode(answer))
+    return through_core(scheduler, op, payload)
 
 
 @pytest.mark.parametrize("overlapping", [False, True])

@@ -5,11 +5,9 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
-import msgspec
+from core_calls import through_core
 from fastapi import FastAPI
-from vllm.v1.engine.core import EngineCore
 
-from vllm_saga.engine import control
 from vllm_saga.server.endpoints import SagaEndpoints
 
 
@@ -17,12 +15,10 @@ class Core:
     """`engine_core` of vLLM's client."""
 
     def __init__(self, scheduler: Any) -> None:
-        control.install()
-        self._core = SimpleNamespace(scheduler=scheduler)
+        self._scheduler = scheduler
 
     async def call_utility_all_async(self, method: str, op: str, payload: dict[str, Any]):
-        answer = getattr(EngineCore, method)(self._core, op, payload)
-        return [msgspec.msgpack.decode(msgspec.msgpack.encode(answer))]
+        return [through_core(self._scheduler, op, payload)]
 
 
 async def app_of(scheduler: Any) -> FastAPI:

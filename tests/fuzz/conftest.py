@@ -4,4 +4,4 @@ import sys
 from pathlib import Path
 
 # What serves there is fuzzed here.
-sys.path += [str(Path(__file__).parents[1] / part) for part in ("faults", "router")]
+sys.path += [str(Path(__file__).parents[1] / part) for part in ("faults", "engine", "router")]
