@@ -8,7 +8,7 @@ from vllm_saga.engine.scheduler import SagaAsyncScheduler, SagaSyncScheduler
 from vllm_saga.simulator.policies.farthest_next_use import FarthestNextUse, KeepsReusable
 from vllm_saga.simulator.policies.ranked import RankedMixin
 from vllm_saga.simulator.policies.saga import Saga
-from vllm_saga.simulator.records import LiveCall, LiveSession
+from vllm_saga.simulator.records import LiveCall
 
 
 class _Synchronous(KeepsReusable, RankedMixin, SagaSyncScheduler):
@@ -22,8 +22,8 @@ class _Asynchronous(KeepsReusable, RankedMixin, SagaAsyncScheduler):
 class SagaFarthest(Saga, FarthestNextUse):
     """Who may hold KV is decided as under saga; what dies first, as under farthest-next-use.
 
-    The tokens that saga recomputes, over those recomputed here, are what its order of eviction
-    costs beyond the best that the same schedule allows.
+    No lower bound for recomputed tokens: the next use of a context whose call is held counts as at
+    once, but the schedule may hold it for long, and saga's own order knows that.
     """
 
     def scheduler_class(self, overlapping: bool) -> type:
@@ -40,6 +40,3 @@ class SagaFarthest(Saga, FarthestNextUse):
 
     def on_finish(self, call: LiveCall) -> None:
         FarthestNextUse.on_finish(self, call)
-
-    def on_session_end(self, session: LiveSession) -> None:
-        FarthestNextUse.on_session_end(self, session)
