@@ -6,9 +6,9 @@ from typing import Any
 
 from vllm_saga.config import SagaConfig
 from vllm_saga.policy import overview
-from vllm_saga.policy.cost import Step
 from vllm_saga.policy.explain import Explainer
 from vllm_saga.policy.saga import SagaPolicy
+from vllm_saga.policy.stepfit import Step
 from vllm_saga.policy.workflow import Arrival
 
 BLOCK = 16

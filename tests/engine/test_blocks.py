@@ -57,7 +57,7 @@ def check(queue, blocks, outside):
             assert block.block_id in queue._loose
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 @given(st.integers(0), st.booleans())
 def test_random_use_loses_no_block_and_is_stock_without_owners(seed, owners):
     rng = random.Random(seed)

@@ -100,7 +100,7 @@ def check_no_pins(scheduler):
     assert all(block.ref_cnt == 0 for block in pool.free_block_queue.get_all_free_blocks())
 
 
-@how(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@how(max_examples=60, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     seed=st.integers(0),
     blocks=st.integers(MAX_CONTEXT // BLOCK_SIZE + 2, 120),

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 
+from vllm_saga.policy.stepfit import Step
 from vllm_saga.simulator.driver import Driver, make_request
 from vllm_saga.simulator.schedulers import make_scheduler
 
@@ -12,12 +13,12 @@ FREE = 64
 
 def know_the_corner(scheduler):
     """A machine on which a step computes `FREE` tokens for nothing."""
-    corner = scheduler.saga.cost.corner
+    fit = scheduler.saga.cost.fit
     for _ in range(100):
-        corner.observe(1, 1, 0.01)
-        corner.observe(10 * FREE, 1, 0.1)
-        corner.observe(20 * FREE, 1, 0.2)
-    assert corner.free_tokens == FREE
+        for new in (1, 10 * FREE, 20 * FREE):
+            fit.observe(Step(new, 0, 0), max(new, FREE) * 1e-4)
+    fit.solve()
+    assert fit.free_tokens == FREE
 
 
 def engine(overlapping=False, **options):

@@ -35,7 +35,7 @@ def fresh(rng, number):
     )
 
 
-@settings(max_examples=80, deadline=None)
+@settings(max_examples=80)
 @given(st.sampled_from(SchedulingPolicy), st.integers(0))
 def test_order_is_stock_s_when_nothing_is_held(policy, seed):
     rng = random.Random(seed)

@@ -182,7 +182,7 @@ values = scalars | st.lists(scalars, max_size=4) | st.dictionaries(st.text(max_s
 keys = st.sampled_from(["session_id", "saga_parent", "saga_last", "saga_tenant", "agent_hint"])
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(
     st.none() | st.dictionaries(keys | st.text(max_size=5), values, max_size=6),
     st.sampled_from(["cache_salt", "saga_tenant", "none"]),

@@ -38,9 +38,9 @@ def test_tokens_that_cost_nothing_are_learned():
         Setup(sessions, machine, PLACEMENTS["least_loaded"], lanes=6), policies.maker("saga")
     )
     cluster.run()
-    corner = cluster.replicas[0].scheduler.saga.cost.corner
-    # Rather too few than too many.
-    assert 50 <= corner.free_tokens <= 110
+    fit = cluster.replicas[0].scheduler.saga.cost.fit
+    assert fit.free_tokens == pytest.approx(100, rel=0.2)
+    assert fit.kv_s == pytest.approx(1e-6, rel=0.1)
 
 
 @pytest.mark.parametrize("overlapping", [True, False])
@@ -60,4 +60,4 @@ def test_prefill_seconds_are_learned(overlapping, cruises):
         assert cost.prefill_s(tokens) == pytest.approx(true, rel=0.2)
     assert 0.0 < cost.spare < 1.0
     # Every token costs on this machine, so no prefill is paced.
-    assert cost.corner.free_tokens == 0
+    assert cost.fit.free_tokens == 0

@@ -10,7 +10,7 @@ import httpx
 import pytest
 from served import app_of
 
-from vllm_saga.policy.cost import Step
+from vllm_saga.policy.stepfit import Step
 from vllm_saga.simulator.driver import Driver, make_request
 from vllm_saga.simulator.schedulers import make_scheduler
 

@@ -45,7 +45,7 @@ SCHEMA = schemathesis.openapi.from_asgi("/openapi.json", asyncio.run(app_of(SCHE
 
 
 @SCHEMA.parametrize()
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.filter_too_much])
+@settings(max_examples=60, suppress_health_check=[HealthCheck.filter_too_much])
 def test_whatever_is_asked_is_answered_as_described(case):
     case.call_and_validate(checks=CHECKS)
     assert SCHEDULER.saga is not None and SCHEDULER.saga_failures == 0

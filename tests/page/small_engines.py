@@ -23,9 +23,9 @@ from vllm.entrypoints.serve.middleware.authenticate import AuthenticationMiddlew
 
 from vllm_saga.config import SagaConfig
 from vllm_saga.engine import control
-from vllm_saga.policy.cost import Step
 from vllm_saga.policy.report import end_session, report
 from vllm_saga.policy.saga import SagaPolicy
+from vllm_saga.policy.stepfit import Step
 from vllm_saga.policy.workflow import Arrival
 from vllm_saga.router.app import Router
 from vllm_saga.router.backends import Address

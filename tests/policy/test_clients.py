@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vllm_saga.policy.clients import Rules, identify
@@ -177,7 +177,6 @@ HEADERS = (
 )
 
 
-@settings(deadline=None)
 @given(
     st.dictionaries(st.sampled_from(HEADERS), st.text(max_size=300)),
     st.dictionaries(st.sampled_from(FIELDS), JSON),

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import pytest
 from helpers import BLOCK, arrival, check_integrity, make_policy, run_call
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_saga.policy.cost import Step
 from vllm_saga.policy.identity import salt_tenant
 from vllm_saga.policy.report import MAX_HELD_CALLS, MAX_SESSIONS, end_session, report
+from vllm_saga.policy.stepfit import Step
 
 PROMPT = list(range(40))
 
@@ -126,7 +126,6 @@ def test_the_end_of_a_sub_agent_leaves_its_workflow():
     check_integrity(policy)
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(

@@ -9,9 +9,9 @@ from helpers import BLOCK, arrival, check_integrity, make_policy, run_call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vllm_saga.policy.cost import Step
 from vllm_saga.policy.explain import MAX_LIMIT, STATES, Explainer
 from vllm_saga.policy.report import end_session, public_key
+from vllm_saga.policy.stepfit import Step
 
 
 def prompt(seed: int, blocks: int) -> list[int]:
@@ -79,7 +79,7 @@ def give_up_ahead(policy, line: list[dict], place: int, now: float) -> None:
 
 
 @given(script=Script, patience=st.sampled_from([0.0, 0.5, 1.0]), pick=st.integers(0, 15))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_once_what_it_waits_for_is_gone_it_enters_and_not_a_block_sooner(script, patience, pick):
     policy, now, _ = played(script, patience)
     line = held_in(policy, now)
@@ -110,7 +110,7 @@ def test_once_what_it_waits_for_is_gone_it_enters_and_not_a_block_sooner(script,
 
 
 @given(script=Script)
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=50)
 def test_asking_changes_nothing(script):
     alone, _, released = played(script, 0.5)
     asked, _, as_asked = played(script, 0.5, watch=True)

@@ -71,7 +71,7 @@ class Watched:
                 assert had[i] - had[j] <= bound + 1e-6
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.lists(st.floats(0.1, 10.0), min_size=4, max_size=4),
     st.sampled_from([0.0, 1.0, 30.0, 1000.0]),
@@ -86,7 +86,7 @@ def test_of_two_that_wait_none_leads_by_more_than_the_window_and_what_it_has_in_
         watched.check()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(st.lists(st.floats(0.1, 10.0), min_size=4, max_size=4), st.integers(0, 10**6))
 def test_service_of_tenants_that_always_wait_is_as_their_weights(weights, seed):
     rng = random.Random(seed)

@@ -279,7 +279,7 @@ def check_within(declared, limits):
         assert hint.next_tool.isprintable()
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(values | objects, some_limits)
 def test_any_object_is_read_without_an_error_and_within_the_limits(sent, limits):
     declared, outcomes = read(sent, limits)
@@ -287,7 +287,7 @@ def test_any_object_is_read_without_an_error_and_within_the_limits(sent, limits)
     assert outcomes.get("accepted", 0) == (declared != NOTHING)
 
 
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=400)
 @given(st.text(max_size=300) | objects.map(json.dumps), some_limits)
 @example("[" * 100_000, HintLimits(max_chars=10**6))
 @example('{"a":[' * 32 + "1", DEFAULT_LIMITS)

@@ -192,7 +192,6 @@ def test_an_ended_session_s_id_is_free_again():
     assert found.recognise("t", chat("task"), 1.0) == first
 
 
-@settings(deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 3), st.integers(0, 1), st.booleans()), max_size=40),
     st.integers(1, 6),
@@ -222,7 +221,7 @@ ODD = st.recursive(
 )
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=300)
 @given(
     st.dictionaries(
         st.sampled_from(

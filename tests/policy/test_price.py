@@ -6,11 +6,12 @@ import math
 
 import pytest
 from helpers import arrival, make_policy, run_call
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_saga.policy.cost import CostModel, Step
+from vllm_saga.policy.cost import CostModel
 from vllm_saga.policy.price import Price
+from vllm_saga.policy.stepfit import Step
 
 CAPACITY = 100_000
 
@@ -40,7 +41,6 @@ def test_all_patience_keeps_for_ever_and_none_a_quarter_as_long():
     assert keeps_s[0] == pytest.approx(keeps_s[1] / 4) and keeps_s[2] > 1e6
 
 
-@settings(deadline=None)
 @given(st.floats(0.05, 0.95), st.integers(1, 50))
 def test_the_more_patience_or_the_fewer_residents_the_longer(patience, residents):
     workflow, cost = workflow_of(1000), timed()

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_saga.policy.chain import common_prefix
-from vllm_saga.policy.cost import Step
+from vllm_saga.policy.stepfit import Step
 
 
 def prompt(seed: int, blocks: int) -> list[int]:
@@ -231,7 +231,7 @@ class World:
             assert not self.policy.is_held(call_id)
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.integers(0), st.integers(1, 60), st.sampled_from([0.5, 1e9]))
 def test_books_balance_and_every_hold_ends(seed, pool, max_hold):
     rng = random.Random(seed)

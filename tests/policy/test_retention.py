@@ -7,10 +7,10 @@ from helpers import arrival, make_policy, run_call
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_saga.policy.cost import Step
 from vllm_saga.policy.retention import DEAD, SHARED, UNOWNED, TimeToLive
 from vllm_saga.policy.retention.continuum import MOST_GAPS, MOST_TOOLS
 from vllm_saga.policy.retention.wa_lru import time_to_live_s
+from vllm_saga.policy.stepfit import Step
 
 STRATEGIES = ["value", "wa-lru", "continuum", "lru"]
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 from helpers import BLOCK, arrival, check_integrity, make_policy, run_call
 
-from vllm_saga.policy.cost import Step
 from vllm_saga.policy.hints import Hint
+from vllm_saga.policy.stepfit import Step
 from vllm_saga.policy.toolgraph import SUBAGENTS
 
 

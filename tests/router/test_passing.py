@@ -27,7 +27,7 @@ async def test_an_answer_says_where_it_was_made():
     assert reply.headers["X-Session-ID"] == "s1"
 
 
-@settings(max_examples=20, deadline=None, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=20, suppress_health_check=[HealthCheck.too_slow])
 @given(pieces=st.lists(st.binary(min_size=1, max_size=3000), min_size=1, max_size=20))
 def test_a_stream_passes_byte_for_byte(pieces):
     async def check():

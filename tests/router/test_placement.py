@@ -290,7 +290,7 @@ EVENT = st.tuples(
 )  # fmt: skip
 
 
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 @given(st.lists(EVENT, max_size=80))
 def test_the_books_balance_after_any_sequence_of_events(events):
     fleet = Fleet(replicas=3, settings=Settings(max_idle_sessions=4, session_idle_s=100.0))

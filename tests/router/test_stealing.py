@@ -223,7 +223,7 @@ STEP = st.tuples(
 )
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.lists(STEP, min_size=1, max_size=60))
 def test_no_ping_pong_and_no_move_at_a_loss_whatever_the_reports_say(steps):
     limits = Thresholds()

@@ -8,7 +8,7 @@ import sys
 from types import SimpleNamespace
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import REGISTRY
 
@@ -241,7 +241,6 @@ def test_it_is_light_to_import():
     subprocess.run([sys.executable, "-c", script], check=True)
 
 
-@settings(deadline=None)
 @given(
     st.binary(max_size=200) | st.dictionaries(st.text(max_size=5), st.integers() | st.text()),
     st.dictionaries(

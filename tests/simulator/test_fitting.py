@@ -48,7 +48,7 @@ def test_known_coefficients_come_back(cost: Linear) -> None:
     assert report.median_relative_error < 0.01
 
 
-@settings(max_examples=12, deadline=None)
+@settings(max_examples=12)
 @given(seed=st.integers(0, 2**32), cost=st.sampled_from([GPU, CPU]))
 def test_noise_and_outliers_do_little_harm(seed: int, cost: Linear) -> None:
     found, report = fit(designed(cost, 2e-3, seed, noise=0.05, outliers=0.05))
@@ -86,7 +86,7 @@ def test_what_cannot_be_fitted_is_refused(samples: list[Sample], complaint: str)
         fit(samples)
 
 
-@settings(max_examples=200, deadline=None)
+@settings(max_examples=200)
 @given(st.integers(0, 2**32), st.integers(1, 6), st.integers(0, 20))
 def test_nonnegative_least_squares_is_optimal(seed: int, columns: int, extra: int) -> None:
     rng = np.random.default_rng(seed)

@@ -312,7 +312,7 @@ def runs_of(by_seed: list[list[list[float]]], policy: str, factor: float = 1.0) 
     ]
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(waits, min_size=1, max_size=4), st.floats(0.2, 5))
 def test_above_one_means_better(by_seed: list[list[list[float]]], factor: float) -> None:
     out = result.paired(runs_of(by_seed, "stock"), runs_of(by_seed, "saga", factor))
@@ -320,7 +320,7 @@ def test_above_one_means_better(by_seed: list[list[list[float]]], factor: float)
         assert out[key]["mean"] == pytest.approx(1 / factor), key
 
 
-@settings(max_examples=25, deadline=None)
+@settings(max_examples=25)
 @given(st.lists(st.tuples(waits, waits), min_size=1, max_size=4))
 def test_interval_holds_the_mean_and_swapping_gives_the_reciprocal(
     seeds: list[tuple[list[list[float]], list[list[float]]]],

@@ -6,7 +6,8 @@ from collections import deque
 from collections.abc import Mapping
 from typing import Any
 
-from vllm_saga.policy.cost import CostModel, Step
+from vllm_saga.policy.cost import CostModel
+from vllm_saga.policy.stepfit import Step
 
 # One step in so many seconds is looked at: the longer a kind of step takes, the more often.
 _LOOK_EVERY_S = 0.1

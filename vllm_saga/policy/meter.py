@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from vllm_saga.policy.cost import CostModel, Step
+from vllm_saga.policy.cost import CostModel
 from vllm_saga.policy.fairness import FairShare
+from vllm_saga.policy.stepfit import Step
 from vllm_saga.policy.workflow import Call, Workflow
 
 

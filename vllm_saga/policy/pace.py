@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from vllm_saga.policy.corner import Corner
+from vllm_saga.policy.stepfit import StepFit
 
 # Prefills get at least so large a part of what a step computes for nothing.
 _LEAST = 0.25
 
 
-def prefill_tokens(
-    corner: Corner, decode_tokens: int, decoding: int, prefilling: int
-) -> int | None:
+def prefill_tokens(fit: StepFit, decode_tokens: int, decoding: int, prefilling: int) -> int | None:
     """How many tokens the next step should prefill; None = as many as it can.
 
     As many as it computes for nothing: fewer, and the engine has time to spare; more, and every
@@ -22,9 +20,9 @@ def prefill_tokens(
     decode_tokens: that the step has to compute for the calls that decode. decoding, prefilling:
     calls of each kind; among the latter those that wait to begin.
     """
-    free = corner.free_tokens
+    free = fit.free_tokens
     if not free or not decoding or not prefilling:
         return None
-    if prefilling * corner.overhead_s > decoding * corner.decode_s:
+    if prefilling * fit.overhead_s > decoding * fit.decode_s:
         return None
     return max(free - decode_tokens, int(_LEAST * free), 1)

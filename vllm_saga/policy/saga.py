@@ -224,11 +224,11 @@ class SagaPolicy:
     def paces(self) -> bool:
         """Whether prefills go at a pace: agents wait for room, and a step has tokens to spare."""
         tight = self.residency.tight and self.config.pace_prefills
-        return tight and self.cost.corner.free_tokens > 0
+        return tight and self.cost.fit.free_tokens > 0
 
     def prefill_tokens(self, decode_tokens: int, decoding: int, prefilling: int) -> int | None:
         """How many tokens the next step should prefill; None = as many as it can (pace.py)."""
-        return pace.prefill_tokens(self.cost.corner, decode_tokens, decoding, prefilling)
+        return pace.prefill_tokens(self.cost.fit, decode_tokens, decoding, prefilling)
 
     def running_rank(self, call_id: str) -> tuple[bool, int]:
         """Sort key of running calls: under pressure the largest is preempted first."""
