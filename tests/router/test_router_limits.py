@@ -5,8 +5,10 @@ from __future__ import annotations
 import asyncio
 import json
 
+import aiohttp
 import pytest
 from engines import Engine, Held, answer_pieces, fleet, until
+from router_process import router_process
 
 
 async def raw(port: int, data: bytes, within: float = 5.0) -> bytes:
@@ -183,6 +185,48 @@ async def test_sessions_are_bounded():
     assert [s["session"] for s in listed["sessions"]] == [f"s{n}" for n in range(119, 69, -1)]
     assert [d["session"] for d in decisions] == ["s119", "s118", "s117"]
     assert "s119" not in metrics
+
+
+async def call(http: aiohttp.ClientSession, url: str, asked: dict[str, str]) -> None:
+    """As clients do: whoever is told to come back comes back."""
+    while True:
+        async with http.post(url, json=asked) as reply:
+            if reply.status == 200:
+                return
+            assert reply.status in (429, 503), await reply.text()
+            await asyncio.sleep(float(reply.headers["Retry-After"]))
+
+
+@pytest.mark.switch("SAGA_TEST_SESSIONS", "100,000 calls, minutes")
+@pytest.mark.timeout(1800)
+async def test_a_hundred_thousand_sessions_take_no_more_memory_than_those_that_are_kept():
+    kept, lanes, rounds = 20_000, 16, (30_000, 100_000)
+    engine = await Engine(keeps_bodies=False).start()
+    memory = []
+    async with (
+        router_process("--backends", engine.url, "--max-sessions", str(kept)) as router,
+        aiohttp.ClientSession() as http,
+    ):
+
+        async def lane(numbers: range) -> None:
+            for number in numbers:
+                asked = {"prompt": f"task {number}", "session_id": f"s{number}"}
+                await call(http, f"{router.url}/v1/completions", asked)
+
+        begun = 0
+        for end in rounds:
+            spans = [range(begun + lane, end, lanes) for lane in range(lanes)]
+            await asyncio.gather(*map(lane, spans))
+            begun = end
+            memory.append(router.memory())
+            engine.seen.clear()
+        async with http.get(f"{router.url}/v1/saga/sessions?limit=1") as reply:
+            listed = await reply.json()
+    await engine.stop()
+    print(f"router: {memory[0] / 2**20:.0f} MiB, then {memory[1] / 2**20:.0f} MiB")
+    assert listed["total"] == kept
+    assert int(listed["sessions"][0]["session"][1:]) >= rounds[-1] - 2 * lanes
+    assert memory[1] < 1.1 * memory[0]
 
 
 async def test_what_a_session_holds_is_taken_from_its_answers():
