@@ -181,6 +181,7 @@ async def test_sessions_are_bounded():
         listed = (await client.get("/v1/saga/sessions?limit=100")).json()
         decisions = (await client.get("/v1/saga/decisions?limit=3")).json()["decisions"]
         metrics = (await client.get("/metrics")).body.decode()
+        await until(lambda: len(client.router._inner.sessions) == 50)
     assert listed["total"] == 50
     assert [s["session"] for s in listed["sessions"]] == [f"s{n}" for n in range(119, 69, -1)]
     assert [d["session"] for d in decisions] == ["s119", "s118", "s117"]

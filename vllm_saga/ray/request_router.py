@@ -15,7 +15,7 @@ from vllm_saga.policy.clients import Rules
 from vllm_saga.ray.dispatch import Dispatch, Placed
 from vllm_saga.ray.requests import read, tell
 from vllm_saga.router.edge import Edge
-from vllm_saga.router.placement import make_placer
+from vllm_saga.router.placement import Settings, make_placer
 from vllm_saga.router.settings import RouterSettings
 
 # Ray Serve configures this one.
@@ -67,8 +67,9 @@ class SagaRequestRouter(RequestRouter):
             ValueError: there is no such policy.
         """
         rules = Rules(tuple(header.lower() for header in session_headers), tenant_header.lower())
+        limits = Settings(max_idle_sessions=max_sessions, session_idle_s=session_idle_s)
         self._dispatch = Dispatch(
-            make_placer(policy),
+            make_placer(policy, limits),
             Edge(rules, max_sessions, session_idle_s),
             patience_s,
             told_of_ends=os.environ.get(_DIRECT, "0") != "1",

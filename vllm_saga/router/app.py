@@ -26,6 +26,7 @@ from vllm_saga.router.guard import GuardedPlacer
 from vllm_saga.router.health import Health
 from vllm_saga.router.journal import Journal
 from vllm_saga.router.metrics import Metrics
+from vllm_saga.router.placement import Settings as Placement
 from vllm_saga.router.placement import make_placer
 from vllm_saga.router.problems import Problem
 from vllm_saga.router.proxy import Proxy
@@ -58,7 +59,10 @@ class Router:
         self.settings = settings
         self._addresses = addresses
         self._file = BackendsFile(backends_file) if backends_file else None
-        self._inner = placer or make_placer(settings.policy)
+        limits = Placement(
+            max_idle_sessions=settings.max_sessions, session_idle_s=settings.session_idle
+        )
+        self._inner = placer or make_placer(settings.policy, limits)
         self._stack = contextlib.AsyncExitStack()
 
     async def __aenter__(self) -> Router:

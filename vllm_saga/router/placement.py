@@ -210,16 +210,16 @@ class SagaPlacer(BasePlacer):
             self.sessions.rest(session, now)
 
 
-PLACERS: dict[str, Callable[[], Placer]] = {
+PLACERS: dict[str, Callable[[Settings], Placer]] = {
     "saga": SagaPlacer,
-    "round_robin": RoundRobin,
-    "session": BySession,
-    "least_loaded": LeastLoaded,
+    "round_robin": lambda _: RoundRobin(),
+    "session": lambda _: BySession(),
+    "least_loaded": lambda _: LeastLoaded(),
 }
 
 
-def make_placer(name: str) -> Placer:
+def make_placer(name: str, settings: Settings | None = None) -> Placer:
     """The policy called `name`. Raises ValueError that lists those there are."""
     if name not in PLACERS:
         raise ValueError(f"{name!r} is no policy of the router; there are {', '.join(PLACERS)}")
-    return PLACERS[name]()
+    return PLACERS[name](settings or Settings())
