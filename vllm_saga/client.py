@@ -11,6 +11,8 @@ from urllib.parse import urlsplit
 import aiohttp
 import msgspec
 
+from vllm_saga.policy.undecodable import UNDECODABLE
+
 _TIMEOUT_S = 10.0
 
 
@@ -31,7 +33,7 @@ class Reply:
         """The JSON object that was answered; empty if it was something else."""
         try:
             values: dict[str, Any] = msgspec.json.decode(self.body, type=dict[str, Any])
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             return {}
         return values
 

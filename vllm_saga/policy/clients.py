@@ -19,6 +19,7 @@ from vllm_saga.policy.hints import (
     read_text,
 )
 from vllm_saga.policy.identity import digest_id, short_id
+from vllm_saga.policy.undecodable import UNDECODABLE
 
 SESSION_HEADER = "x-session-id"
 # Headers that name a session, in order of precedence, and whose they are.
@@ -201,7 +202,7 @@ def _of_user(metadata: object) -> str | None:
     if user.startswith("{"):
         try:
             return msgspec.json.decode(user, type=_User).session_id
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
+        except UNDECODABLE:
             return None
     _, mark, session = user.rpartition(_USER_MARK)
     return session if mark else None

@@ -9,6 +9,7 @@ import msgspec
 
 from vllm_saga.policy.graph import AgentClasses
 from vllm_saga.policy.records import AgentRecord
+from vllm_saga.policy.undecodable import UNDECODABLE
 
 FORMAT: Literal["vllm-saga graph"] = "vllm-saga graph"
 VERSION = 2
@@ -79,7 +80,7 @@ def decode(data: bytes) -> Document:
     """
     try:
         return _checked(msgspec.json.decode(data))
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise GraphError(f"not JSON: {error}") from error
 
 

@@ -9,6 +9,7 @@ import msgspec
 from aiohttp import web
 
 from vllm_saga.policy.clients import read_odd
+from vllm_saga.policy.undecodable import UNDECODABLE
 
 PIECE = 256 * 1024
 """Large bodies are sent in pieces of this size, so that one cannot block the others."""
@@ -64,7 +65,7 @@ class Body:
             return None
         try:
             found = msgspec.json.decode(self._kept)
-        except (msgspec.DecodeError, RecursionError, UnicodeDecodeError):
+        except UNDECODABLE:
             return read_odd(self._kept)
         return found if isinstance(found, dict) else None
 

@@ -14,6 +14,7 @@ from aiohttp import web
 
 from vllm_saga import page
 from vllm_saga.policy.clients import is_of_another_site
+from vllm_saga.policy.undecodable import UNDECODABLE
 from vllm_saga.router.access import Access
 from vllm_saga.router.backends import Address, AddressError, Backend, Backends
 from vllm_saga.router.journal import Journal
@@ -149,7 +150,7 @@ class Endpoints:
         try:
             wanted = msgspec.json.decode(await _read(request), type=_NewBackend)
             backend = self._backends.add(Address.parse(wanted.url))
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError, AddressError) as error:
+        except (*UNDECODABLE, AddressError) as error:
             raise Problem(400, "bad_request", str(error)) from None
         return web.json_response(_describe(backend, time.monotonic()))
 

@@ -9,6 +9,7 @@ from typing import Any
 import aiohttp
 import msgspec
 
+from vllm_saga.policy.undecodable import UNDECODABLE
 from vllm_saga.router.backends import Backend
 from vllm_saga.router.fleet import MOST, EngineReport
 
@@ -27,7 +28,7 @@ def parse_state(data: bytes, at: float) -> EngineReport:
     """
     try:
         return EngineReport.from_state(msgspec.json.decode(data, type=dict[str, Any]), at)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise ReportError(f"/v1/saga/state: {error}") from None
 
 

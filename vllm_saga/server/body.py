@@ -9,6 +9,7 @@ from typing import Any
 import msgspec
 
 from vllm_saga.policy.clients import read_odd
+from vllm_saga.policy.undecodable import UNDECODABLE
 
 XARGS = "vllm_xargs"
 
@@ -39,7 +40,7 @@ class JsonBody:
         self.fields: Mapping[str, Any]
         try:
             self.fields = msgspec.structs.asdict(_decoder.decode(data))
-        except (msgspec.DecodeError, UnicodeError, RecursionError):
+        except UNDECODABLE:
             self._odd = read_odd(data)
             if self._odd is None:
                 raise ValueError("not a JSON object") from None

@@ -9,6 +9,7 @@ from typing import NamedTuple
 
 import msgspec
 
+from vllm_saga.policy.undecodable import UNDECODABLE
 from vllm_saga.simulator.hardware import Experts, Hardware, HardwareError, Roofline
 
 
@@ -176,7 +177,7 @@ def _read(path: Path) -> Hardware:
         raise HardwareError(f"{path}: {error.strerror}") from None
     except msgspec.ValidationError as error:
         raise HardwareError(f"{path}: {_readable(str(error))}") from None
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise HardwareError(f"{path}: not JSON: {error}") from None
 
 

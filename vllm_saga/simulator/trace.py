@@ -22,6 +22,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from vllm_saga.policy.undecodable import UNDECODABLE
+
 Tokens = Annotated[int, msgspec.Meta(ge=0)]
 Seconds = Annotated[float, msgspec.Meta(ge=0)]
 Index = Annotated[int, msgspec.Meta(ge=0)]
@@ -237,7 +239,7 @@ def _parse(path: Path, lines: list[bytes]) -> Iterator[Session]:
             session = decoder.decode(line)
         except msgspec.ValidationError as error:
             raise TraceError(f"{where}: {_readable(str(error))}") from error
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+        except UNDECODABLE as error:
             raise TraceError(f"{where}: not a JSON object: {error}") from error
         if session.session_id in seen:
             raise TraceError(

@@ -14,6 +14,7 @@ from pathlib import Path
 
 import msgspec
 
+from vllm_saga.policy.undecodable import UNDECODABLE
 from vllm_saga.simulator import builtin, trace
 from vllm_saga.simulator.formats import kv_cache_tester, mooncake
 from vllm_saga.simulator.formats.selection import Population, population
@@ -77,7 +78,7 @@ def _fields(path: Path, data: bytes) -> set[str]:
     for text in (first, data):
         try:
             found = msgspec.json.decode(text)
-        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        except UNDECODABLE:
             continue
         return set(found) if isinstance(found, dict) else set()
     raise TraceError(f"{path}: neither JSON nor JSON lines; known formats are {_KNOWN}")

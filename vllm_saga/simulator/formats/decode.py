@@ -6,6 +6,7 @@ from typing import TypeVar
 
 import msgspec
 
+from vllm_saga.policy.undecodable import UNDECODABLE
 from vllm_saga.simulator.trace import TraceError
 
 T = TypeVar("T")
@@ -19,5 +20,5 @@ def decode(decoder: msgspec.json.Decoder[T], data: bytes, where: str) -> T:
         text, _, place = str(error).partition(" - at `$.")
         field = f"{place.rstrip('`')}: " if place else ""
         raise TraceError(f"{where}: {field}{text}") from error
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
+    except UNDECODABLE as error:
         raise TraceError(f"{where}: not a JSON object: {error}") from error

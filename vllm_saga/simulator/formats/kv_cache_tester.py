@@ -28,6 +28,7 @@ from typing import Annotated, Any, Literal
 
 import msgspec
 
+from vllm_saga.policy.undecodable import UNDECODABLE
 from vllm_saga.simulator.formats.blocks import common, shared_prefixes
 from vllm_saga.simulator.formats.decode import decode
 from vllm_saga.simulator.trace import (
@@ -120,7 +121,7 @@ def _traces(files: Sequence[Path]) -> Iterator[tuple[str, _Trace]]:
 def _is_json(line: bytes) -> bool:
     try:
         msgspec.json.decode(line, type=msgspec.Raw)
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+    except UNDECODABLE:
         return False
     return True
 
