@@ -157,6 +157,17 @@ def test_a_policy_that_forgets_calls_is_found_out(policy):
         Cluster(setup, policy).run()
 
 
+class Clock(Policy):
+    tick_s = 60.0
+
+
+def test_an_agent_away_overnight_is_no_call_forgotten():
+    calls = (Call(200, 200, 10, tool_latency_s=50_000.0, gap="human"), Call(300, 90, 10))
+    cluster = Cluster(Setup([Session("s", calls)], SMALL, least_loaded, lanes=1), Clock)
+    cluster.run()
+    assert cluster.sessions[0].finished_s > 50_000.0
+
+
 def test_a_call_larger_than_the_pool_is_refused():
     with pytest.raises(ValueError, match="does not fit the KV pool of 16000"):
         Cluster(Setup([agent(0, first=20_000)], SMALL, least_loaded), Policy)

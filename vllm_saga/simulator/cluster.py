@@ -107,12 +107,16 @@ class Cluster:
                 return
             if kind != _TICKS:
                 last_s = when
-            elif when - last_s > _STUCK_S and not any(self._in_flight()):
+            elif when - last_s > _STUCK_S and self._only_ticks():
                 break
             self.now = when
             event()
         if self._left:
             raise Stuck(f"{self._left} sessions are left and nothing is due: {self.policy}")
+
+    def _only_ticks(self) -> bool:
+        """Whether nothing runs and nothing is due, long gaps of agents included."""
+        return not any(self._in_flight()) and all(kind == _TICKS for _, kind, *_ in self._events)
 
     # -- sessions -------------------------------------------------------------------------------
 
