@@ -13,9 +13,9 @@ def prefill_tokens(fit: StepFit, decode_tokens: int, decoding: int, prefilling: 
 
     As many as it computes for nothing: fewer, and the engine has time to spare; more, and every
     call that decodes waits for them. Without such a limit a context that is computed again stops
-    all others for its whole prefill. Longer steps have one advantage, that their overhead is paid
-    less often. It counts once those who wait for it, times the overhead, exceed those who decode,
-    times the length of their step.
+    all others for its whole prefill. What it costs is that prefills go slower than they could, by
+    a third or so. So it ends where that third, times those who wait for a prefill, exceeds those
+    who decode.
 
     decode_tokens: that the step has to compute for the calls that decode. decoding, prefilling:
     calls of each kind; among the latter those that wait to begin.
@@ -23,6 +23,6 @@ def prefill_tokens(fit: StepFit, decode_tokens: int, decoding: int, prefilling: 
     free = fit.free_tokens
     if not free or not decoding or not prefilling:
         return None
-    if prefilling * fit.overhead_s > decoding * fit.decode_s:
-        return None
-    return max(free - decode_tokens, int(_LEAST * free), 1)
+    tokens = max(free - decode_tokens, int(_LEAST * free), 1)
+    faster = fit.decode_s / (fit.token_s * tokens) - 1.0
+    return None if prefilling * faster > decoding else tokens
