@@ -1,0 +1,224 @@
+"""Ordinary traffic by `vllm bench serve`: two stock servers and saga take turns, one at a time.
+
+The second stock server is the control: what it differs from the first is noise.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import io
+import itertools
+import json
+import random
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AsyncExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from benchmarks.equivalence import ratios
+from benchmarks.live.process import ServerError
+from benchmarks.live.server import Server, tiny_server
+
+ARMS = {"stock": "stock", "saga": "saga", "control": "stock"}
+LOADS = (0.5, 0.8, 1.0)
+SINGLE, TURNS = "single-turn", "multi-turn"
+#: Metric of `vllm bench serve` -> what it is called here.
+METRICS = {
+    "request_throughput": "requests/s",
+    "mean_ttft_ms": "mean TTFT",
+    "p99_ttft_ms": "p99 TTFT",
+    "mean_itl_ms": "mean ITL",
+}
+#: Mean lengths in tokens, the ratio of ShareGPT's; a tiny model on two cores bears a few hundred.
+_INPUT, _OUTPUT, _SPREAD = 220, 96, 0.8
+_TURNS = 4
+_BLOCKS = 768
+#: Conversations whose turns mix.
+_AT_A_TIME = 12
+
+Say = Callable[[str], None]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """rounds: times that each arm meets each load. seconds: for which requests come each time.
+
+    saturating: requests sent at once, to measure what stock can carry.
+    """
+
+    model: Path
+    output: Path
+    rounds: int
+    seconds: float
+    saturating: int
+    seed: int = 0
+
+
+@dataclass(frozen=True)
+class Cell:
+    """What one arm did in one round: METRICS, by their names in `vllm bench serve`."""
+
+    kind: str
+    load: float
+    round: int
+    arm: str
+    values: Mapping[str, float]
+
+
+class Bench:
+    """`vllm bench serve` against several servers; its output is kept in `log`."""
+
+    def __init__(self, plan: Plan, log: Path) -> None:
+        from vllm.benchmarks.serve import add_cli_args, main_async
+        from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+        self._parser = FlexibleArgumentParser()
+        add_cli_args(self._parser)
+        self._main = main_async
+        self._plan, self._log = plan, log
+
+    async def measure(
+        self, url: str, kind: str, requests: int, rate: float, seed: int
+    ) -> dict[str, float]:
+        """METRICS of `requests` requests, of which `rate` come a second (inf: all at once).
+
+        Raises:
+            ServerError: a request has failed.
+        """
+        words = [
+            "--base-url", url, "--backend", "openai", "--model", str(self._plan.model),
+            "--served-model-name", "model", "--num-prompts", str(requests), "--request-rate",
+            str(rate), "--seed", str(seed), "--temperature", "0", "--ignore-eos", "--disable-tqdm",
+            "--percentile-metrics", "ttft,itl", "--metric-percentiles", "99",
+            *self._data(kind, requests, seed),
+        ]  # fmt: skip
+        args: argparse.Namespace = self._parser.parse_args(words)
+        said = io.StringIO()
+        try:
+            with contextlib.redirect_stdout(said):
+                told: dict[str, Any] = await self._main(args)
+        finally:
+            with self._log.open("a") as log:
+                log.write(f"vllm bench serve {' '.join(words)}\n{said.getvalue()}\n")
+        if told["completed"] != requests:
+            raise ServerError(f"{requests - told['completed']} requests failed; log: {self._log}")
+        return {name: float(told[name]) for name in METRICS}
+
+    def _data(self, kind: str, requests: int, seed: int) -> list[str]:
+        if kind == SINGLE:
+            lengths = {"input-len": _INPUT, "output-len": _OUTPUT, "range-ratio": _SPREAD}
+            flags = ((f"--random-{name}", str(value)) for name, value in lengths.items())
+            return ["--dataset-name", "random", *itertools.chain.from_iterable(flags)]
+        path = self._plan.output / f"{kind}.jsonl"
+        rows = conversations(requests, seed)
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return [
+            "--dataset-name", "custom", "--dataset-path", str(path), "--custom-output-len", "-1",
+            "--disable-shuffle", "--skip-chat-template",
+        ]  # fmt: skip
+
+
+def conversations(requests: int, seed: int) -> list[dict[str, Any]]:
+    """So many turns of conversations, each turn's prompt with all that was said before.
+
+    A conversation's turns are `_AT_A_TIME` requests apart: others' are between them.
+    """
+    source = random.Random(f"conversations-{seed}")
+
+    def say(mean: int) -> str:
+        low, high = round(mean * (1 - _SPREAD)), round(mean * (1 + _SPREAD))
+        length = source.randint(max(low, 1), high)
+        return "".join(source.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(length))
+
+    rows: list[dict[str, Any]] = []
+    while len(rows) < requests:
+        histories = [""] * _AT_A_TIME
+        for _ in range(_TURNS):
+            for number, before in enumerate(histories):
+                prompt = f"{before}user: {say(_INPUT // 2)}\nassistant: "
+                output = source.randint(_OUTPUT // 2, _OUTPUT * 3 // 2)
+                rows.append({"prompt": prompt, "output_tokens": output})
+                histories[number] = f"{prompt}{say(_OUTPUT)}\n"
+    return rows[:requests]
+
+
+async def run(plan: Plan, say: Say) -> tuple[dict[str, float], list[Cell]]:
+    """What stock can carry of each kind (requests/s), and every cell.
+
+    Raises:
+        ServerError: a server does not serve, or a request has failed.
+    """
+    plan.output.mkdir(parents=True, exist_ok=True)
+    bench = Bench(plan, plan.output / "bench.log")
+    options = tiny_server(
+        plan.model, _BLOCKS, "--load-format", "safetensors",
+        max_num_seqs=32, max_num_batched_tokens=2048, stream_interval=1,
+    )  # fmt: skip
+    vllm = Path(sys.executable).with_name("vllm")
+    servers: dict[str, Server] = {}
+    capacity: dict[str, float] = {}
+    cells: list[Cell] = []
+    async with AsyncExitStack() as stack:
+        for arm, scheduler in ARMS.items():
+            say(f"starting {arm}")
+            log = plan.output / f"{arm}.log"
+            servers[arm] = await stack.enter_async_context(Server(options, scheduler, log, vllm))
+        seeds = itertools.count(10_000 * (plan.seed + 1))
+        for kind in (SINGLE, TURNS):
+            capacity[kind] = await _capacity(plan, bench, servers, kind, seeds)
+            say(f"{kind}: stock carries {capacity[kind]:.2f} requests/s")
+            for number, load in itertools.product(range(plan.rounds), LOADS):
+                rate = load * capacity[kind]
+                requests = max(round(rate * plan.seconds), 8)
+                seed = next(seeds)
+                for arm in turn(number + LOADS.index(load)):
+                    values = await bench.measure(servers[arm].url, kind, requests, rate, seed)
+                    cells.append(Cell(kind, load, number, arm, values))
+                say(f"{kind}: round {number + 1} of {plan.rounds}, load {load:.0%}")
+    return capacity, cells
+
+
+def turn(number: int) -> Sequence[str]:
+    """The arms, another one first each time: a machine gets warmer, or busier."""
+    arms = tuple(ARMS)
+    first = number % len(arms)
+    return arms[first:] + arms[:first]
+
+
+async def _capacity(
+    plan: Plan, bench: Bench, servers: Mapping[str, Server], kind: str, seeds: itertools.count[int]
+) -> float:
+    """Requests/s of the stock servers when all come at once; every server is warm then."""
+    infinite = float("inf")
+    seed, found = next(seeds), {}
+    for arm, server in servers.items():
+        await bench.measure(server.url, kind, max(plan.saturating // 4, 4), infinite, next(seeds))
+        found[arm] = await bench.measure(server.url, kind, plan.saturating, infinite, seed)
+    rates = [found[arm]["request_throughput"] for arm in ("stock", "control")]
+    return sum(rates) / len(rates)
+
+
+def compared(cells: Sequence[Cell]) -> dict[str, dict[str, dict[str, ratios.Ratio]]]:
+    """{"KIND, LOAD" or "all": {metric: {"saga": saga / stock, "control": stock again / stock}}}.
+
+    saga's reference is the middle of both stock arms.
+    """
+    groups: dict[str, list[Cell]] = {"all": list(cells)}
+    for cell in cells:
+        groups.setdefault(f"{cell.kind}, {cell.load:.0%}", []).append(cell)
+    return {name: {m: _compare(members, m) for m in METRICS} for name, members in groups.items()}
+
+
+def _compare(cells: Sequence[Cell], metric: str) -> dict[str, ratios.Ratio]:
+    by_arm: dict[str, list[float]] = {}
+    for arm in ARMS:
+        own = sorted((c.kind, c.load, c.round, c.values[metric]) for c in cells if c.arm == arm)
+        by_arm[arm] = [value for *_, value in own]
+    stock, control = by_arm["stock"], by_arm["control"]
+    return {
+        "saga": ratios.ratio(by_arm["saga"], ratios.middle(stock, control)),
+        "control": ratios.ratio(control, stock),
+    }
