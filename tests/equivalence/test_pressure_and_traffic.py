@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from itertools import product
 
 import msgspec
 import pytest
@@ -70,12 +71,12 @@ def test_every_arm_comes_first_as_often_as_any() -> None:
 
 def cells(factor: float) -> list[traffic.Cell]:
     """Three rounds of two loads, in which saga's values are `factor` of stock's."""
-    return [
-        traffic.Cell("single-turn", load, number, arm,
-                     {name: load * (number + 1) * (factor if arm == "saga" else 1.0)
-                      for name in traffic.METRICS})
-        for load in (0.5, 1.0) for number in range(3) for arm in ("control", "saga", "stock")
-    ]  # fmt: skip
+    found = []
+    for load, number, arm in product((0.5, 1.0), range(3), ("control", "saga", "stock")):
+        value = load * (number + 1) * (factor if arm == "saga" else 1.0)
+        values = dict.fromkeys(traffic.METRICS, value)
+        found.append(traffic.Cell("single-turn", load, number, arm, values))
+    return found
 
 
 def test_saga_is_compared_within_its_round_and_load() -> None:
