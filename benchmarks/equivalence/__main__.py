@@ -63,7 +63,7 @@ def main(
 
     def say(line: str) -> None:
         minutes = (time.monotonic() - began) / 60
-        console.print(f"{minutes:5.1f} min  {line}", highlight=False, markup=False)
+        console.print(f"{minutes:5.1f} min  {line}", highlight=False, markup=False, soft_wrap=True)
 
     report: dict[str, Any] = {"quick": quick, "seed": seed}
     wrong: list[str] = []
@@ -85,17 +85,22 @@ def main(
             report["traffic"], unequal = traffic_report(capacity, cells)
             wrong += unequal
     except (ServerError, compare.NoSamples, RuntimeError) as error:
-        console.print(f"[red]error:[/red] {error}", highlight=False)
+        console.print("error:", style="red", end=" ")
+        console.print(error, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None
     report["took_s"] = round(time.monotonic() - began, 1)
     path = output / "report.json"
     path.write_text(json.dumps(report, indent=1) + "\n")
     for line in wrong[:_MOST_LINES]:
-        console.print(line, markup=False, highlight=False)
+        console.print(line, markup=False, highlight=False, soft_wrap=True)
     if len(wrong) > _MOST_LINES:
         console.print(f"and {len(wrong) - _MOST_LINES} more")
     console.print(f"{'not the same' if wrong else 'the same'}; report: {path}", highlight=False)
     raise typer.Exit(bool(wrong))
+
+
+def _wide() -> Console:
+    return Console(width=max(console.width, 120))
 
 
 def show_outputs(found: list[outputs.Outcome]) -> None:
@@ -108,7 +113,7 @@ def show_outputs(found: list[outputs.Outcome]) -> None:
         seen = asdict(outcome.seen)
         samples = sum(len(part.samples) for part in outcome.results.values())
         table.add_row(outcome.arm.name, str(samples), *(str(seen[name]) for name in names))
-    console.print(table)
+    _wide().print(table)
 
 
 def traffic_report(
@@ -122,7 +127,7 @@ def traffic_report(
         table.add_column(name, justify="right")
     for group, metrics in groups.items():
         table.add_row(group, *(f"{m['saga']}\n{m['control']}" for m in metrics.values()))
-    console.print(table)
+    _wide().print(table)
     overall = {name: groups["all"][name]["saga"].verdict for name in traffic.METRICS}
     shown = ", ".join(f"{traffic.METRICS[name]}: {said}" for name, said in overall.items())
     console.print(f"over all loads, within 2 %? {shown}", highlight=False)

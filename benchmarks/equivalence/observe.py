@@ -55,7 +55,10 @@ def missing(seen: Seen, scheduler: str) -> list[str]:
 
 
 def event_port() -> tuple[int, str]:
-    """A free port, and the `--kv-events-config` with which a server tells its evictions there."""
+    """A free port, and the `--kv-events-config` with which a server tells its evictions there.
+
+    `Watch` listens at the port.
+    """
     port = free_port()
     endpoint = f"tcp://127.0.0.1:{port}"
     config = {"enable_kv_cache_events": True, "publisher": "zmq", "endpoint": endpoint}
@@ -126,7 +129,8 @@ class Watch:
         context = zmq.asyncio.Context()
         socket = context.socket(zmq.SUB)
         try:
-            socket.connect(f"tcp://127.0.0.1:{self.events}")
+            # A server connects to an endpoint that names a host, and goes on trying.
+            socket.bind(f"tcp://127.0.0.1:{self.events}")
             socket.subscribe(b"")
             while True:
                 *_, payload = await socket.recv_multipart()

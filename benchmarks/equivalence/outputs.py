@@ -19,9 +19,9 @@ from benchmarks.live.process import ServerError
 from benchmarks.live.server import Server, ServerOptions, tiny_server
 from benchmarks.soak.agents import Agents, Caller, Pace
 
-#: Holds end soon, so that calls also enter a pool that has no room for them: saga preempts, too.
+#: Holds in mid-task end at once: those calls enter a pool that is full, and saga preempts, too.
 _SETTINGS = {
-    "max_hold_s": 4.0, "max_step_hold_s": 4.0, "session_idle_s": 60.0, "log_interval_s": 0,
+    "max_hold_s": 10.0, "max_step_hold_s": 0.5, "session_idle_s": 60.0, "log_interval_s": 0,
     "tenant_source": "saga_tenant",
 }  # fmt: skip
 #: Seconds of agents before the harness begins.
@@ -56,7 +56,7 @@ class Plan:
     lanes: int
     calls_per_s: float
     concurrent: int = 8
-    blocks: int = 90
+    blocks: int = 100
     seed: int = 0
 
 

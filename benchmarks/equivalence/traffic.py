@@ -34,7 +34,8 @@ METRICS = {
 }
 #: Mean lengths in tokens, the ratio of ShareGPT's; a tiny model on two cores bears a few hundred.
 _INPUT, _OUTPUT, _SPREAD = 220, 96, 0.8
-_TURNS = 4
+#: Of a conversation: characters, of which each is at most one token.
+_QUESTION, _TURNS, _LETTERS = 80, 4, "abcdefghijklmnopqrstuvwxyz "
 _BLOCKS = 768
 #: Conversations whose turns mix.
 _AT_A_TIME = 12
@@ -112,36 +113,32 @@ class Bench:
             lengths = {"input-len": _INPUT, "output-len": _OUTPUT, "range-ratio": _SPREAD}
             flags = ((f"--random-{name}", str(value)) for name, value in lengths.items())
             return ["--dataset-name", "random", *itertools.chain.from_iterable(flags)]
-        path = self._plan.output / f"{kind}.jsonl"
-        rows = conversations(requests, seed)
-        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
-        return [
-            "--dataset-name", "custom", "--dataset-path", str(path), "--custom-output-len", "-1",
-            "--disable-shuffle", "--skip-chat-template",
-        ]  # fmt: skip
+        path = self._plan.output / f"{kind}.json"
+        path.write_text(json.dumps(conversations(requests, seed)))
+        return ["--dataset-name", "sharegpt", "--dataset-path", str(path), "--disable-shuffle"]
 
 
 def conversations(requests: int, seed: int) -> list[dict[str, Any]]:
-    """So many turns of conversations, each turn's prompt with all that was said before.
+    """So many turns of conversations as ShareGPT's files have them: a prompt, and its completion.
 
-    A conversation's turns are `_AT_A_TIME` requests apart: others' are between them.
+    A turn's prompt has all that was said before. Its turns are `_AT_A_TIME` requests apart, others'
+    are between them. No prompt exceeds the 1,024 tokens to which `vllm bench serve` keeps.
     """
     source = random.Random(f"conversations-{seed}")
 
     def say(mean: int) -> str:
-        low, high = round(mean * (1 - _SPREAD)), round(mean * (1 + _SPREAD))
-        length = source.randint(max(low, 1), high)
-        return "".join(source.choice("abcdefghijklmnopqrstuvwxyz ") for _ in range(length))
+        length = source.randint(mean // 2, mean * 3 // 2)
+        return "".join(source.choice(_LETTERS) for _ in range(length))
 
     rows: list[dict[str, Any]] = []
     while len(rows) < requests:
         histories = [""] * _AT_A_TIME
         for _ in range(_TURNS):
             for number, before in enumerate(histories):
-                prompt = f"{before}user: {say(_INPUT // 2)}\nassistant: "
-                output = source.randint(_OUTPUT // 2, _OUTPUT * 3 // 2)
-                rows.append({"prompt": prompt, "output_tokens": output})
-                histories[number] = f"{prompt}{say(_OUTPUT)}\n"
+                prompt = f"{before}user: {say(_QUESTION)}\nassistant: "
+                answer = say(_OUTPUT)
+                rows.append({"conversations": [{"value": prompt}, {"value": answer}]})
+                histories[number] = f"{prompt}{answer}\n"
     return rows[:requests]
 
 

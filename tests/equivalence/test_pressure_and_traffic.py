@@ -56,12 +56,13 @@ def test_answers_and_pressure_of_every_arm_are_looked_at() -> None:
 def test_a_turn_repeats_what_was_said_and_others_are_between() -> None:
     rows = traffic.conversations(40, 0)
     assert rows == traffic.conversations(40, 0) != traffic.conversations(40, 1)
-    prompts = [row["prompt"] for row in rows]
+    prompts = [row["conversations"][0]["value"] for row in rows]
     followed = [
         next((j for j in range(i) if prompts[i].startswith(prompts[j])), None) for i in range(40)
     ]
     assert followed[:12] == [None] * 12
     assert followed[12:24] == list(range(12))
+    assert max(map(len, prompts)) <= 1024
 
 
 def test_every_arm_comes_first_as_often_as_any() -> None:
