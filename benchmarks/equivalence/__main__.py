@@ -20,7 +20,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from benchmarks.equivalence import compare, model, outputs, traffic
+from benchmarks.equivalence import compare, model, outputs, ratios, traffic
 from benchmarks.live.environments import KEPT
 from benchmarks.live.process import ServerError
 
@@ -128,21 +128,22 @@ def traffic_report(
     for group, metrics in groups.items():
         table.add_row(group, *(f"{m['saga']}\n{m['control']}" for m in metrics.values()))
     _wide().print(table)
-    overall = {name: groups["all"][name]["saga"].verdict for name in traffic.METRICS}
+    everything = groups["all"]
+    overall = {name: ratios.verdict(m["saga"], m["control"]) for name, m in everything.items()}
     shown = ", ".join(f"{traffic.METRICS[name]}: {said}" for name, said in overall.items())
     console.print(f"over all loads, within 2 %? {shown}", highlight=False)
     told = {
-        group: {name: {arm: asdict(r) | {"verdict": r.verdict} for arm, r in m.items()}
-                for name, m in metrics.items()}
+        group: {name: {arm: asdict(r) for arm, r in m.items()} for name, m in metrics.items()}
         for group, metrics in groups.items()
-    }  # fmt: skip
+    }
     unequal = [
-        f"traffic: {traffic.METRICS[name]} is {groups['all'][name]['saga']} of stock's"
+        f"traffic: {traffic.METRICS[name]} is {everything[name]['saga']} of stock's"
         for name, said in overall.items()
         if said == "unequal"
     ]
     report = {
         "capacity_requests_per_s": capacity,
+        "within_2_percent": overall,
         "ratios": told,
         "cells": [asdict(cell) for cell in cells],
     }

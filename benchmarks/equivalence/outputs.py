@@ -19,13 +19,15 @@ from benchmarks.live.process import ServerError
 from benchmarks.live.server import Server, ServerOptions, tiny_server
 from benchmarks.soak.agents import Agents, Caller, Pace
 
-#: Holds in mid-task end at once: those calls enter a pool that is full, and saga preempts, too.
+#: Holds end soon, in mid-task at once: calls enter a pool that is full, and saga preempts, too.
 _SETTINGS = {
-    "max_hold_s": 10.0, "max_step_hold_s": 0.5, "session_idle_s": 60.0, "log_interval_s": 0,
+    "max_hold_s": 3.0, "max_step_hold_s": 0.5, "session_idle_s": 60.0, "log_interval_s": 0,
     "tenant_source": "saga_tenant",
 }  # fmt: skip
 #: Seconds of agents before the harness begins.
 _LEAD_S = 3.0
+#: Documents of which it is looked at whether their answers depend on the beginning.
+_LOOKED_AT = 6
 
 Say = Callable[[str], None]
 
@@ -62,13 +64,17 @@ class Plan:
 
 @dataclass(frozen=True)
 class Outcome:
-    """Of one arm. results: by the name of the harness' part; agents: what became of their calls."""
+    """Of one arm. results: by the name of the harness' part; agents: what became of their calls;
+    insensitive: answers that stay the same when their prompts' first word changes, None if that was
+    not looked at.
+    """
 
     arm: Arm
     results: Mapping[str, compare.Results]
     seen: observe.Seen
     agents: Mapping[str, int]
     took_s: float
+    insensitive: int | None = None
 
 
 def options(plan: Plan, events: str) -> ServerOptions:
@@ -112,6 +118,7 @@ async def _run_arm(arm: Arm, plan: Plan, executable: Path, made: Path, say: Say)
         return found
 
     results: dict[str, compare.Results] = {}
+    insensitive = None
     timeout = aiohttp.ClientTimeout(total=600)
     connector = aiohttp.TCPConnector(limit=0)
     async with server, aiohttp.ClientSession(timeout=timeout, connector=connector) as http:
@@ -126,12 +133,36 @@ async def _run_arm(arm: Arm, plan: Plan, executable: Path, made: Path, say: Say)
             else:
                 for wanted in (p for p in harness.PARTS if not p.named):
                     results[wanted.name] = await part(wanted, 1)
+                insensitive = await _count_insensitive(http, server.url, plan)
         took_s = time.monotonic() - began
     if watch.seen is None:
         raise ServerError(f"{arm.name}: its server does not tell what has happened on it")
     if caller.counts["failed"]:
         raise ServerError(f"{arm.name}: a call of the agents has failed: {caller.errors[0]}")
-    return Outcome(arm, results, watch.seen, dict(caller.counts), took_s)
+    return Outcome(arm, results, watch.seen, dict(caller.counts), took_s, insensitive)
+
+
+async def _count_insensitive(http: aiohttp.ClientSession, url: str, plan: Plan) -> int:
+    """Of a few documents, whose answer does not depend on the first word of its prompt?
+
+    Wrong KV of a common beginning would go unnoticed in those.
+    """
+
+    async def answer(prompt: str) -> str:
+        body = {
+            "model": "model", "prompt": prompt, "max_tokens": tasks.ANSWER_TOKENS,
+            "temperature": 0, "ignore_eos": True,
+        }  # fmt: skip
+        async with http.post(f"{url}/v1/completions", json=body) as told:
+            told.raise_for_status()
+            found: str = (await told.json())["choices"][0]["text"]
+            return found
+
+    count = 0
+    for document in tasks.documents(plan.documents, plan.seed)[tasks.TEXT][:_LOOKED_AT]:
+        prompt: str = document["prompt"]
+        count += await answer(prompt) == await answer(f"tool{prompt.removeprefix('user')}")
+    return count
 
 
 async def _all_or_first_error(
@@ -164,6 +195,8 @@ def problems(outcomes: Sequence[Outcome]) -> list[str]:
     """
     reference, *others = outcomes
     found = [line for o in others for line in observe.missing(o.seen, o.arm.scheduler)]
+    if reference.insensitive:
+        found.append(f"{reference.insensitive} answers do not depend on their prompt's first word")
     for outcome in others:
         for name, results in outcome.results.items():
             expected = reference.results[name.removesuffix("-session")]
@@ -183,6 +216,7 @@ def document(outcomes: Sequence[Outcome]) -> dict[str, Any]:
                 "took_s": round(o.took_s, 1),
                 "seen": asdict(o.seen),
                 "agents": dict(o.agents),
+                "insensitive": o.insensitive,
                 "parts": {
                     name: {
                         "samples": len(results.samples),

@@ -10,6 +10,8 @@ import numpy as np
 
 #: A ratio in here is called equal: what other differences of two servers easily exceed.
 BAND = (0.98, 1.02)
+#: Pairs below which an interval says little: a bootstrap of so few is too narrow.
+FEWEST = 6
 _DRAWS = 4000
 
 
@@ -22,18 +24,25 @@ class Ratio:
     high: float
     pairs: int
 
-    @property
-    def verdict(self) -> str:
-        """equal: the interval is within `BAND`; unequal: outside; open: the noise is larger."""
-        low, high = BAND
-        if low <= self.low and self.high <= high:
-            return "equal"
-        if self.high < low or self.low > high:
-            return "unequal"
-        return "open"
-
     def __str__(self) -> str:
-        return f"{self.mean:.3f} [{self.low:.3f}, {self.high:.3f}]"
+        interval = f" [{self.low:.3f}, {self.high:.3f}]" if self.pairs > 1 else ""
+        return f"{self.mean:.3f}{interval}"
+
+
+def verdict(found: Ratio, control: Ratio) -> str:
+    """Whether there is a difference; control: the ratio of two arms that are the same.
+
+    equal: the interval is within `BAND`. unequal: it is outside, and apart from the control's.
+    open: neither, or there are fewer than `FEWEST` pairs.
+    """
+    low, high = BAND
+    if found.pairs < FEWEST:
+        return "open"
+    if low <= found.low and found.high <= high:
+        return "equal"
+    outside = found.high < low or found.low > high
+    apart = found.high < control.low or found.low > control.high
+    return "unequal" if outside and apart else "open"
 
 
 def ratio(measured: Sequence[float], reference: Sequence[float], seed: int = 0) -> Ratio:

@@ -16,7 +16,7 @@ import yaml
 
 CHOICE, TEXT, CHAT = "saga_choice", "saga_text", "saga_chat"
 #: Of a generated answer: enough that many answers at once outgrow a small pool.
-ANSWER_TOKENS = 128
+ANSWER_TOKENS = 160
 _CHOICES = 4
 _EXAMPLES = 3
 # fmt: off

@@ -5,18 +5,20 @@ The second stock server is the control: what it differs from the first is noise.
 
 from __future__ import annotations
 
-import argparse
-import contextlib
-import io
+import asyncio
 import itertools
 import json
+import multiprocessing
+import os
 import random
+import shlex
 import sys
 from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 from benchmarks.equivalence import ratios
 from benchmarks.live.process import ServerError
@@ -25,12 +27,16 @@ from benchmarks.live.server import Server, tiny_server
 ARMS = {"stock": "stock", "saga": "saga", "control": "stock"}
 LOADS = (0.5, 0.8, 1.0)
 SINGLE, TURNS = "single-turn", "multi-turn"
-#: Metric of `vllm bench serve` -> what it is called here.
+#: Of all processes of the server, seconds for each request: what others on the machine do hardly
+#: changes it.
+CPU = "cpu_s"
+#: Metric of `vllm bench serve`, and CPU -> what it is called here.
 METRICS = {
     "request_throughput": "requests/s",
     "mean_ttft_ms": "mean TTFT",
     "p99_ttft_ms": "p99 TTFT",
     "mean_itl_ms": "mean ITL",
+    CPU: "CPU/request",
 }
 #: Mean lengths in tokens, the ratio of ShareGPT's; a tiny model on two cores bears a few hundred.
 _INPUT, _OUTPUT, _SPREAD = 220, 96, 0.8
@@ -60,7 +66,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class Cell:
-    """What one arm did in one round: METRICS, by their names in `vllm bench serve`."""
+    """What one arm did in one round: the values of METRICS."""
 
     kind: str
     load: float
@@ -70,19 +76,25 @@ class Cell:
 
 
 class Bench:
-    """`vllm bench serve` against several servers; its output is kept in `log`."""
+    """`vllm bench serve` against several servers, in one process that has vLLM loaded for all runs.
+
+    What it says is kept in `log`. A context manager: the process ends with it.
+    """
 
     def __init__(self, plan: Plan, log: Path) -> None:
-        from vllm.benchmarks.serve import add_cli_args, main_async
-        from vllm.utils.argparse_utils import FlexibleArgumentParser
-
-        self._parser = FlexibleArgumentParser()
-        add_cli_args(self._parser)
-        self._main = main_async
         self._plan, self._log = plan, log
+        self._process = ProcessPoolExecutor(
+            1, multiprocessing.get_context("spawn"), _keep_output, (str(log),)
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self._process.shutdown(cancel_futures=True)
 
     async def measure(
-        self, url: str, kind: str, requests: int, rate: float, seed: int
+        self, server: Server, kind: str, requests: int, rate: float, seed: int
     ) -> dict[str, float]:
         """METRICS of `requests` requests, of which `rate` come a second (inf: all at once).
 
@@ -90,23 +102,19 @@ class Bench:
             ServerError: a request has failed.
         """
         words = [
-            "--base-url", url, "--backend", "openai", "--model", str(self._plan.model),
+            "--base-url", server.url, "--backend", "openai", "--model", str(self._plan.model),
             "--served-model-name", "model", "--num-prompts", str(requests), "--request-rate",
             str(rate), "--seed", str(seed), "--temperature", "0", "--ignore-eos", "--disable-tqdm",
             "--percentile-metrics", "ttft,itl", "--metric-percentiles", "99",
             *self._data(kind, requests, seed),
         ]  # fmt: skip
-        args: argparse.Namespace = self._parser.parse_args(words)
-        said = io.StringIO()
-        try:
-            with contextlib.redirect_stdout(said):
-                told: dict[str, Any] = await self._main(args)
-        finally:
-            with self._log.open("a") as log:
-                log.write(f"vllm bench serve {' '.join(words)}\n{said.getvalue()}\n")
+        loop = asyncio.get_running_loop()
+        used_s = server.cpu_s()
+        told = await loop.run_in_executor(self._process, _bench_serve, words)
+        used_s = server.cpu_s() - used_s
         if told["completed"] != requests:
             raise ServerError(f"{requests - told['completed']} requests failed; log: {self._log}")
-        return {name: float(told[name]) for name in METRICS}
+        return {CPU: used_s / requests} | {n: float(told[n]) for n in METRICS if n != CPU}
 
     def _data(self, kind: str, requests: int, seed: int) -> list[str]:
         if kind == SINGLE:
@@ -116,6 +124,25 @@ class Bench:
         path = self._plan.output / f"{kind}.json"
         path.write_text(json.dumps(conversations(requests, seed)))
         return ["--dataset-name", "sharegpt", "--dataset-path", str(path), "--disable-shuffle"]
+
+
+def _keep_output(log: str) -> None:
+    """Of this process all output goes to a file from now on."""
+    kept = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+    for stream in (1, 2):
+        os.dup2(kept, stream)
+
+
+def _bench_serve(words: Sequence[str]) -> dict[str, Any]:
+    """The result of `vllm bench serve WORDS`."""
+    from vllm.benchmarks.serve import add_cli_args, main
+    from vllm.utils.argparse_utils import FlexibleArgumentParser
+
+    print(f"vllm bench serve {shlex.join(words)}", flush=True)
+    parser = FlexibleArgumentParser()
+    add_cli_args(parser)
+    result: dict[str, Any] = main(parser.parse_args(list(words)))
+    return result
 
 
 def conversations(requests: int, seed: int) -> list[dict[str, Any]]:
@@ -149,7 +176,6 @@ async def run(plan: Plan, say: Say) -> tuple[dict[str, float], list[Cell]]:
         ServerError: a server does not serve, or a request has failed.
     """
     plan.output.mkdir(parents=True, exist_ok=True)
-    bench = Bench(plan, plan.output / "bench.log")
     options = tiny_server(
         plan.model, _BLOCKS, "--load-format", "safetensors",
         max_num_seqs=32, max_num_batched_tokens=2048, stream_interval=1,
@@ -159,6 +185,7 @@ async def run(plan: Plan, say: Say) -> tuple[dict[str, float], list[Cell]]:
     capacity: dict[str, float] = {}
     cells: list[Cell] = []
     async with AsyncExitStack() as stack:
+        bench = stack.enter_context(Bench(plan, plan.output / "bench.log"))
         for arm, scheduler in ARMS.items():
             say(f"starting {arm}")
             log = plan.output / f"{arm}.log"
@@ -172,7 +199,7 @@ async def run(plan: Plan, say: Say) -> tuple[dict[str, float], list[Cell]]:
                 requests = max(round(rate * plan.seconds), 8)
                 seed = next(seeds)
                 for arm in turn(number + LOADS.index(load)):
-                    values = await bench.measure(servers[arm].url, kind, requests, rate, seed)
+                    values = await bench.measure(servers[arm], kind, requests, rate, seed)
                     cells.append(Cell(kind, load, number, arm, values))
                 say(f"{kind}: round {number + 1} of {plan.rounds}, load {load:.0%}")
     return capacity, cells
@@ -192,8 +219,8 @@ async def _capacity(
     infinite = float("inf")
     seed, found = next(seeds), {}
     for arm, server in servers.items():
-        await bench.measure(server.url, kind, max(plan.saturating // 4, 4), infinite, next(seeds))
-        found[arm] = await bench.measure(server.url, kind, plan.saturating, infinite, seed)
+        await bench.measure(server, kind, max(plan.saturating // 4, 4), infinite, next(seeds))
+        found[arm] = await bench.measure(server, kind, plan.saturating, infinite, seed)
     rates = [found[arm]["request_throughput"] for arm in ("stock", "control")]
     return sum(rates) / len(rates)
 

@@ -7,7 +7,7 @@ import msgspec
 import pytest
 from vllm.distributed.kv_events import AllBlocksCleared, BlockRemoved, KVEventBatch
 
-from benchmarks.equivalence import compare, observe, outputs, traffic
+from benchmarks.equivalence import compare, observe, outputs, ratios, traffic
 
 SEEN = observe.Seen(3, 100, 50, 20, holds=9, harness_held=2, active=True)
 SAMPLE = compare.Sample("p", ("x",), (), (), {})
@@ -53,6 +53,13 @@ def test_answers_and_pressure_of_every_arm_are_looked_at() -> None:
     assert all(line.startswith("saga-pressed: completions") for line in wrong[1:])
 
 
+def test_answers_that_do_not_depend_on_their_prompts_prove_nothing() -> None:
+    alone, *pressed = (outcome(arm, RESULTS, SEEN) for arm in outputs.ARMS)
+    assert outputs.problems([replace(alone, insensitive=0), *pressed]) == []
+    (line,) = outputs.problems([replace(alone, insensitive=2), *pressed])
+    assert line.startswith("2 answers do not depend")
+
+
 def test_a_turn_repeats_what_was_said_and_others_are_between() -> None:
     rows = traffic.conversations(40, 0)
     assert rows == traffic.conversations(40, 0) != traffic.conversations(40, 1)
@@ -85,5 +92,7 @@ def test_saga_is_compared_within_its_round_and_load() -> None:
     assert list(found) == ["all", "single-turn, 50%", "single-turn, 100%"]
     for metrics in found.values():
         for each in metrics.values():
-            assert each["saga"].mean == pytest.approx(1.1) and each["saga"].verdict == "unequal"
-            assert each["control"].verdict == "equal"
+            assert each["saga"].mean == pytest.approx(1.1)
+            assert each["control"].mean == pytest.approx(1.0)
+    for each in found["all"].values():
+        assert ratios.verdict(each["saga"], each["control"]) == "unequal"

@@ -20,7 +20,8 @@ def noisy(ratio: float, noise: float, pairs: int) -> tuple[list[float], list[flo
 )
 def test_a_difference_is_told_from_noise(true: float, noise: float, verdict: str) -> None:
     found = ratios.ratio(*noisy(true, noise, 18))
-    assert found.verdict == verdict
+    control = ratios.ratio(*noisy(1.0, noise, 18))
+    assert ratios.verdict(found, control) == verdict
     assert found.low <= found.mean <= found.high and found.pairs == 18
     assert found.mean == pytest.approx(true, rel=2 * noise)
 
@@ -40,6 +41,18 @@ def test_what_is_no_pair_of_amounts_is_refused(
 ) -> None:
     with pytest.raises(ValueError):
         ratios.ratio(measured, reference)
+
+
+def test_what_the_control_does_too_is_no_difference() -> None:
+    found = ratios.Ratio(1.1, 1.05, 1.15, 18)
+    assert ratios.verdict(found, ratios.Ratio(1.0, 0.99, 1.01, 18)) == "unequal"
+    assert ratios.verdict(found, ratios.Ratio(1.0, 0.94, 1.06, 18)) == "open"
+
+
+def test_few_pairs_decide_nothing() -> None:
+    found = ratios.ratio([1.0] * (ratios.FEWEST - 1), [1.0] * (ratios.FEWEST - 1))
+    assert ratios.verdict(found, found) == "open"
+    assert str(ratios.ratio([2.0], [1.0])) == "2.000"
 
 
 def test_the_middle_of_two_arms_is_geometric() -> None:
