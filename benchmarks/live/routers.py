@@ -6,7 +6,6 @@ the inference engines that they name as dependencies.
 
 from __future__ import annotations
 
-import asyncio
 import os
 import sys
 from collections.abc import Sequence
@@ -15,10 +14,11 @@ from pathlib import Path
 
 import aiohttp
 
+from benchmarks.live import environments
 from benchmarks.live.process import Process, ServerError, free_port
 
 START_TIMEOUT_S = 60.0
-INSTALLED = Path(__file__).parents[2] / ".cache" / "routers"
+INSTALLED = environments.KEPT / "routers"
 
 
 class RouterUnavailable(ServerError):
@@ -54,26 +54,13 @@ async def install(peer: Peer) -> Path:
         RouterUnavailable: pip did not manage.
     """
     venv = INSTALLED / f"{peer.package}-{peer.version}"
-    executable = venv / "bin" / peer.package
-    complete = venv / "complete"
-    if not complete.exists():
-        into = ("--python", str(venv / "bin" / "python"), "install", "--quiet")
-        pip = (sys.executable, "-m", "pip", *into)
-        await _run(sys.executable, "-m", "venv", "--clear", "--without-pip", str(venv))
-        await _run(*pip, "--no-deps", f"{peer.package}=={peer.version}")
-        await _run(*pip, *_NEEDS)
-        complete.touch()
-    return executable
-
-
-async def _run(*command: str) -> None:
-    process = await asyncio.create_subprocess_exec(
-        *command, stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.STDOUT
-    )
-    output, _ = await process.communicate()
-    if process.returncode:
-        lines = output.decode(errors="replace").strip().splitlines() or ["no output"]
-        raise RouterUnavailable(f"{' '.join(command[1:])}: {lines[-1]}")
+    try:
+        made = await environments.make(
+            venv, ("--no-deps", f"{peer.package}=={peer.version}"), _NEEDS
+        )
+    except environments.InstallFailed as error:
+        raise RouterUnavailable(str(error)) from None
+    return made / peer.package
 
 
 async def command(router: str, backends: Sequence[str], port: int) -> list[str]:

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import aiohttp
 
@@ -60,6 +61,22 @@ class ServerOptions:
             *self.extra,
         ]
         return command if scheduler == "stock" else [*command, "--scheduler-cls", scheduler]
+
+
+def tiny_server(model: Path, blocks: int, *flags: str, **changes: Any) -> ServerOptions:
+    """A server of a tiny model that two cores carry: short contexts, few calls in a step.
+
+    `blocks` of 32 tokens are the KV pool; `flags` of `vllm serve` and `changes` of `ServerOptions`
+    come on top.
+    """
+    usual: dict[str, Any] = {
+        "block_size": 32,
+        "max_model_len": 3072,
+        "max_num_seqs": 16,
+        "max_num_batched_tokens": 512,
+        "extra": ("--dtype", "float32", *flags),
+    }
+    return ServerOptions(model=model, blocks=blocks, **usual | changes)
 
 
 def worker_cores(replica: int = 0, replicas: int = 1) -> Sequence[int]:

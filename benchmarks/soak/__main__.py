@@ -24,7 +24,7 @@ import typer
 
 from benchmarks.live.process import Process, ServerError, free_port
 from benchmarks.live.routers import Router, command
-from benchmarks.live.server import Server, ServerOptions, scrape
+from benchmarks.live.server import Server, scrape, tiny_server
 from benchmarks.soak import record
 from benchmarks.soak.agents import Agents, Caller, Pace
 
@@ -125,18 +125,10 @@ class Soak:
 
 
 def server_of(model: Path, blocks: int, log: Path) -> Server:
-    options = ServerOptions(
-        model=model,
-        blocks=blocks,
-        block_size=32,
-        max_model_len=3072,
-        max_num_seqs=16,
-        max_num_batched_tokens=512,
+    options = tiny_server(
+        model, blocks, "--middleware", "vllm_saga.server.SessionHeaders",
+        "--additional-config", json.dumps({"saga": SETTINGS}),
         env={"VLLM_PLUGINS": "saga", **_FEW_SHAPES},
-        extra=(
-            "--dtype", "float32", "--middleware", "vllm_saga.server.SessionHeaders",
-            "--additional-config", json.dumps({"saga": SETTINGS}),
-        ),
     )  # fmt: skip
     return Server(options, "saga", log, Path(sys.executable).parent / "vllm")
 

@@ -26,22 +26,14 @@ from deploy_files import ALERTS, DASHBOARDS, queries, rules
 from benchmarks.live.arrangement import Arrangement
 from benchmarks.live.fleet import Fleet
 from benchmarks.live.process import Process, free_port
-from benchmarks.live.server import ServerOptions
+from benchmarks.live.server import tiny_server
 
 MODEL = Path(__file__).parents[2] / ".cache" / "tiny-model"
 AGENTS = 12
 WITHIN_S = 240.0
 SCRAPE_S = 1
 RATE_S = 30
-OPTIONS = ServerOptions(
-    model=MODEL,
-    blocks=200,
-    block_size=32,
-    max_model_len=3072,
-    max_num_seqs=16,
-    max_num_batched_tokens=512,
-    extra=("--dtype", "float32"),
-)
+OPTIONS = tiny_server(MODEL, 200)
 
 
 class Prometheus(Process):

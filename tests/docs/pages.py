@@ -10,7 +10,7 @@ from pathlib import Path
 ROOT = Path(__file__).parents[2]
 _PATTERNS = (
     "README.md", "CONTRIBUTING.md", "SECURITY.md", "docs/**/*.md", "deploy/**/*.md",
-    "vllm_saga/**/*.md", "benchmarks/*.md", "benchmarks/live/*.md", "benchmarks/results/*.md",
+    "vllm_saga/**/*.md", "benchmarks/*.md", "benchmarks/*/*.md",
     "patches/*.md",
 )  # fmt: skip
 SHELLS = ("sh", "bash", "console", "shell")

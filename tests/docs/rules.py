@@ -172,6 +172,14 @@ RULES = (
         ),
     ),
     Rule(
+        r"(\.venv/bin/)?python -m benchmarks\.equivalence( --\w+)*",
+        RunElsewhere(
+            "tests/equivalence/test_answers_live.py",
+            '"-m", "benchmarks.equivalence"',
+            "benchmarks.equivalence",
+        ),
+    ),
+    Rule(
         r"python -m benchmarks\.router_overhead", Runs(more="--rate 20", seconds=120, says="saga")
     ),
 )

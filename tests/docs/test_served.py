@@ -18,7 +18,7 @@ from pages import ROOT, blocks, commands, pages
 from rules import RULES
 from ways import AsksServer, Serves, run_curl, run_here, split
 
-from benchmarks.live.server import Server, ServerOptions
+from benchmarks.live.server import Server, tiny_server
 from vllm_saga import SagaScheduler
 from vllm_saga.config import load_config
 from vllm_saga.plugin import SCHEDULER_NAME
@@ -77,11 +77,8 @@ def served(text: str, log: Path, settings: Path) -> Iterator[str]:
     if "--data-parallel-size" in words:
         # The default binding gives each rank cores of its own.
         env["VLLM_CPU_OMP_THREADS_BIND"] = "auto"
-    options = ServerOptions(
-        model=MODEL, blocks=300, block_size=32, max_model_len=2048, max_num_seqs=8,
-        max_num_batched_tokens=512, extra=("--dtype", "float32", *words[3:]),
-        env={name: value.replace("saga.yaml", str(settings)) for name, value in env.items()},
-    )  # fmt: skip
+    env = {name: value.replace("saga.yaml", str(settings)) for name, value in env.items()}
+    options = tiny_server(MODEL, 300, *words[3:], env=env)
     server = Server(options, "stock", log, Path(sys.executable).with_name("vllm"))
     server.launch()
     try:

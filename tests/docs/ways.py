@@ -180,7 +180,8 @@ def check_run_elsewhere(command: str, way: RunElsewhere) -> None:
     assert way.holds in path.read_text(), f"{command}: {way.by} does not run {way.holds!r}"
     if way.options.startswith("benchmarks."):
         # scripts/demo adds the model.
-        check_options(way.options, [*arguments_of(command), "--model", "x"])
+        model = ("--model", "x") if way.options == "benchmarks.live" else ()
+        check_options(way.options, [*arguments_of(command), *model])
     elif way.options:
         known = (ROOT / way.options).read_text()
         for word in arguments_of(command):
@@ -210,7 +211,7 @@ def arguments_of(command: str) -> list[str]:
 
 def check_options(name: str, arguments: Sequence[str]) -> None:
     """The benchmark takes these arguments; nothing is run."""
-    module = import_module(name + ".__main__" * name.endswith((".live", ".soak")))
+    module = import_module(name + ".__main__" * name.endswith((".live", ".soak", ".equivalence")))
     made = typer.Typer()
     made.command()(module.main)
     wanted = [word for word in arguments if word != "--help"]

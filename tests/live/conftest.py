@@ -11,7 +11,7 @@ from typing import Any
 import aiohttp
 import pytest
 
-from benchmarks.live.server import Server, ServerOptions
+from benchmarks.live.server import Server, tiny_server
 
 ROOT = Path(__file__).parents[2]
 MODEL = ROOT / ".cache" / "tiny-model"
@@ -77,22 +77,8 @@ def serve(tmp_path):
         env: dict[str, str] | None = None,
         **settings: Any,
     ):
-        options = ServerOptions(
-            model=MODEL,
-            blocks=blocks,
-            block_size=32,
-            max_model_len=3072,
-            max_num_seqs=16,
-            max_num_batched_tokens=512,
-            env=env or {},
-            extra=(
-                "--dtype",
-                "float32",
-                "--additional-config",
-                json.dumps({"saga": {"log_interval_s": 0.2, **settings}}),
-                *extra,
-            ),
-        )
+        config = json.dumps({"saga": {"log_interval_s": 0.2, **settings}})
+        options = tiny_server(MODEL, blocks, "--additional-config", config, *extra, env=env or {})
         executable = Path(sys.executable).parent / "vllm"
         log = tmp_path / f"{scheduler}.log"
         connector = aiohttp.TCPConnector(limit=0)

@@ -17,7 +17,7 @@ import aiohttp
 from benchmarks.live.fleet import as_replica
 from benchmarks.live.process import free_port
 from benchmarks.live.routers import Router, command
-from benchmarks.live.server import Server, ServerOptions
+from benchmarks.live.server import Server, tiny_server
 
 MODEL = Path(__file__).parents[2] / ".cache" / "tiny-model"
 AGENTS = 24
@@ -70,10 +70,7 @@ class Cluster:
     def __init__(self, http: aiohttp.ClientSession, folder: Path) -> None:
         self.http = http
         self._folder = folder
-        self._options = ServerOptions(
-            model=MODEL, blocks=600, block_size=32, max_model_len=3072, max_num_seqs=32,
-            max_num_batched_tokens=512, extra=("--dtype", "float32"),
-        )  # fmt: skip
+        self._options = tiny_server(MODEL, 600, max_num_seqs=32)
         self.engines = [self._engine(k, free_port()) for k in range(2)]
         self._port = free_port()
         self._router: Router | None = None

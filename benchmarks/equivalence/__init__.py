@@ -1,0 +1,1 @@
+"""Nothing but time changes: the same answers under pressure, and ordinary traffic as fast."""
