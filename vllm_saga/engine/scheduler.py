@@ -236,7 +236,7 @@ class SagaMixin(_Upstream):
 
     def _stock_report(self) -> dict[str, Any]:
         kv_tokens = self._usable_blocks() * self.hash_block_size
-        return stock_report(kv_tokens, int(kv_tokens * self.get_kv_cache_usage()))
+        return stock_report(kv_tokens, int(kv_tokens * self.kv_cache_manager.usage))
 
     # -- inside ---------------------------------------------------------------------------------
 
