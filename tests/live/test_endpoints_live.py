@@ -106,6 +106,7 @@ async def operators_see_and_check_it(client) -> None:
     assert {found[check].level for check in wanted} == {"ok"}, found
 
 
+@pytest.mark.smoke
 async def test_clients_are_known_by_their_headers_and_sessions_end(serve):
     async with serve("saga", *FLAGS, env=PLUGINS, tenant_source="saga_tenant") as client:
         await claude_code(client)
