@@ -21,7 +21,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(item.fspath).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.live)
-            item.add_marker(pytest.mark.timeout(300))
+            # Two servers, each with START_TIMEOUT_S, and the calls.
+            item.add_marker(pytest.mark.timeout(600))
 
 
 class Client:
