@@ -11,7 +11,7 @@ Results = Mapping[Version, Mapping[str, Outcome]]
 
 _TITLES = {
     "contract": "contract and engine tests",
-    "golden": "simulator",
+    "golden": "simulator's golden numbers",
     "upstream": "vLLM's own scheduler tests",
     "serve": "`vllm serve`",
 }

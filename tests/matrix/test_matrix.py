@@ -107,6 +107,14 @@ def test_a_table_for_people_and_one_for_the_readme():
     assert "(12 s)" not in "".join(markdown) and "best effort" in markdown[2]
 
 
+def test_the_readme_s_table_is_of_this_matrix():
+    text = (REPO / "README.md").read_text().partition("## vLLM versions\n")[2].partition("\n## ")[0]
+    rows = [line for line in text.splitlines() if line.startswith("|")]
+    made = table.as_markdown({version: GOOD for version in MATRIX}).splitlines()
+    assert rows[0] == made[0]
+    assert [row.split("|")[1] for row in rows] == [row.split("|")[1] for row in made]
+
+
 def test_only_a_supported_version_fails_the_matrix():
     bad = GOOD | {"golden": Outcome(False, "1 failed")}
     assert table.failures({OLD: bad, NEW: GOOD}) == []
