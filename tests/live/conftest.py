@@ -97,7 +97,7 @@ def serve(tmp_path):
         executable = Path(sys.executable).parent / "vllm"
         log = tmp_path / f"{scheduler}.log"
         connector = aiohttp.TCPConnector(limit=0)
-        timeout = aiohttp.ClientTimeout(total=240)
+        timeout = aiohttp.ClientTimeout(total=480)
         async with (
             Server(options, scheduler, log, executable) as server,
             aiohttp.ClientSession(connector=connector, timeout=timeout) as http,

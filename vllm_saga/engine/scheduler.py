@@ -101,7 +101,8 @@ class SagaMixin(_Upstream):
             if not isinstance(pool.free_block_queue, RetentionQueue):
                 pool.free_block_queue = RetentionQueue(pool.free_block_queue, self._keep_ranks)
             self._free_queue = pool.free_block_queue
-        logger.info("saga: on, %d KV blocks of %d tokens", usable, self.hash_block_size)
+        hooks = f", hooks: {', '.join(sorted(compat.HOOKS))}" if compat.HOOKS else ""
+        logger.info("saga: on, %d KV blocks of %d tokens%s", usable, self.hash_block_size, hooks)
 
     def _usable_blocks(self) -> int:
         return int((self.kv_cache_manager.block_pool.num_gpu_blocks - 1) / self._blocks_per_hash())
