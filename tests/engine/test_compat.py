@@ -40,6 +40,14 @@ def test_a_missing_attribute_is_named_before_anything_is_swapped(monkeypatch):
         compat.check_instance(scheduler)
 
 
+@pytest.mark.parametrize("name", ["policy", "cache_config"])
+def test_an_attribute_of_any_type_is_missed_too(name):
+    scheduler = make_scheduler("stock")
+    delattr(scheduler, name)
+    with pytest.raises(compat.UnsupportedVllmError, match=rf"Scheduler\.{name} of type object"):
+        compat.check_instance(scheduler)
+
+
 @pytest.fixture
 def unpatched(monkeypatch):
     method = SchedulerConfig.get_scheduler_cls

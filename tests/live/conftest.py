@@ -21,7 +21,8 @@ def pytest_collection_modifyitems(items):
     for item in items:
         if Path(item.fspath).parent == Path(__file__).parent:
             item.add_marker(pytest.mark.live)
-            item.add_marker(pytest.mark.timeout(300))
+            # Two servers, each with START_TIMEOUT_S, and the calls.
+            item.add_marker(pytest.mark.timeout(600))
 
 
 class Client:
@@ -82,7 +83,7 @@ def serve(tmp_path):
         executable = Path(sys.executable).parent / "vllm"
         log = tmp_path / f"{scheduler}.log"
         connector = aiohttp.TCPConnector(limit=0)
-        timeout = aiohttp.ClientTimeout(total=240)
+        timeout = aiohttp.ClientTimeout(total=480)
         async with (
             Server(options, scheduler, log, executable) as server,
             aiohttp.ClientSession(connector=connector, timeout=timeout) as http,

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 from rich.console import Console
+from vllm.entrypoints.anthropic.protocol import AnthropicMessagesRequest
 
 from benchmarks.live.server import scrape
 from vllm_saga.client import Client as DoctorClient
@@ -19,6 +20,9 @@ FLAGS = ("--middleware", "vllm_saga.server.SessionHeaders")
 TASK = "Fix the bug in the parser, then run the tests. " * 8
 # The name of both plugins: of the one that knows --scheduler-cls saga, too.
 PLUGINS = {"VLLM_PLUGINS": "saga"}
+
+# vLLM 0.28 does not take it there, so nobody tells the engine the parent of a sub-agent.
+MESSAGES_TAKE_XARGS = "vllm_xargs" in AnthropicMessagesRequest.model_fields
 
 CLAUDE = {"x-claude-code-session-id": "claude-1", "anthropic-version": "2023-06-01"}
 CODEX = {"session-id": "codex-1", "thread-id": "codex-1"}
@@ -106,6 +110,7 @@ async def operators_see_and_check_it(client) -> None:
     assert {found[check].level for check in wanted} == {"ok"}, found
 
 
+@pytest.mark.smoke
 async def test_clients_are_known_by_their_headers_and_sessions_end(serve):
     async with serve("saga", *FLAGS, env=PLUGINS, tenant_source="saga_tenant") as client:
         await claude_code(client)
@@ -124,7 +129,8 @@ async def test_clients_are_known_by_their_headers_and_sessions_end(serve):
             ("", "open-1"), ("t", "body-wins"),
         }  # fmt: skip
         # Sub-agents are in their root's workflow.
-        assert state["saga"]["idle"] == 4 and state["saga"]["sessions_ended"] == 1
+        workflows = 4 if MESSAGES_TAKE_XARGS else 5
+        assert state["saga"]["idle"] == workflows and state["saga"]["sessions_ended"] == 1
         assert state["kv_tokens"] > 0 and state["running"] == state["waiting"] == 0
         assert state == await get_state(client, **{"x-data-parallel-rank": "0"})
 

@@ -34,6 +34,7 @@ async def agents(client, count: int, turns: int, ids: bool = True) -> list[list[
     return await asyncio.gather(*(agent(client, n, turns, ids) for n in range(count)))
 
 
+@pytest.mark.smoke
 async def test_greedy_outputs_are_stock_s_under_holds_and_evictions(serve):
     async with serve("stock", blocks=100) as client:
         expected = await agents(client, 12, 5)

@@ -170,6 +170,15 @@ def test_a_real_engine(patched_copy):
 @long
 @needs_series
 @pytest.mark.timeout(1800)
+def test_a_real_server(patched_copy):
+    live = ("check_patches.py", "test_serve.py", "test_endpoints_live.py")
+    said = run_ours(patched_copy, *(f"tests/live/{name}" for name in live), "-m", "smoke")
+    assert re.match(r"4 passed, \d+ deselected in", said)
+
+
+@long
+@needs_series
+@pytest.mark.timeout(1800)
 def test_all_of_ours_that_touch_the_engine(patched_copy):
     folders = ("tests/engine", "tests/faults", "tests/simulator", "tests/server")
     run_ours(patched_copy, *folders, "-m", "not live")

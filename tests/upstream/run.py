@@ -92,11 +92,15 @@ class Result:
 
 @dataclass(frozen=True)
 class Gate:
-    """What every run has in common: vLLM's test files, model stand-ins, and whether to stress."""
+    """What every run has in common: vLLM's test files, model stand-ins, and whether to stress.
+
+    reports: the folder for outcomes and logs.
+    """
 
     files: list[str]
     redirects: Path
     stress: bool = False
+    reports: Path = CACHE
 
 
 def run_pytest(name: str, source: Path, gate: Gate) -> Result:
@@ -104,9 +108,9 @@ def run_pytest(name: str, source: Path, gate: Gate) -> Result:
 
     name: of the run, one of `RUNS`.
     """
-    report = CACHE / f"{name}.json"
+    report = gate.reports / f"{name}.json"
     report.unlink(missing_ok=True)
-    log = CACHE / f"{name}.log"
+    log = gate.reports / f"{name}.log"
     env = {k: v for k, v in os.environ.items() if not k.startswith(("SAGA_", "PYTEST_"))}
     env |= {
         "HF_HUB_OFFLINE": "1",
@@ -119,7 +123,7 @@ def run_pytest(name: str, source: Path, gate: Gate) -> Result:
         "VLLM_NO_USAGE_STATS": "1",
     }
     if gate.stress:
-        config = CACHE / "stress.json"
+        config = gate.reports / "stress.json"
         config.write_text('{"residency": false}')
         env["SAGA_CONFIG"] = str(config)
     command = [sys.executable, "-m", "pytest", "-c", "pyproject.toml", "--rootdir", str(source)]
@@ -194,22 +198,30 @@ def parse_args() -> argparse.Namespace:
         default=os.environ.get("SAGA_TEST_PATCHES") == "1",
         help="also saga on a patched vLLM, whose hooks it uses (also: SAGA_TEST_PATCHES=1)",
     )
+    parser.add_argument("--unpatched", action="store_true", help="no run on a patched vLLM")
+    parser.add_argument("--reports", type=Path, default=CACHE, help="folder for outcomes and logs")
     parser.add_argument("files", nargs="*", help="run these upstream tests instead")
-    return parser.parse_args()
+    args = parser.parse_args()
+    if args.unpatched and args.hooks:
+        parser.error("--hooks is a run on a patched vLLM: leave out it or --unpatched")
+    args.reports = args.reports.absolute()
+    return args
 
 
 def main() -> int:
     args = parse_args()
     version = installed_version("vllm").partition("+")[0]
-    files = args.files or (FULL if args.full else CORE)
     chosen = "chosen files" if args.files else "full set" if args.full else "core set"
     stress = ", stress" if args.stress else ""
-    print(f"upstream gate: vLLM {version}, {chosen}{stress} ({len(files)} paths)", flush=True)
+    patched = has_patches(version) and not args.unpatched
     try:
         source = fetch_tests(version)
-        gate = Gate(files, make_stand_ins(), args.stress)
+        files = args.files or existing(source, FULL if args.full else CORE)
+        print(f"upstream gate: vLLM {version}, {chosen}{stress} ({len(files)} paths)", flush=True)
+        args.reports.mkdir(parents=True, exist_ok=True)
+        gate = Gate(files, make_stand_ins(), args.stress, args.reports)
         results = {name: run_pytest(name, source, gate) for name in ("stock", "saga")}
-        if has_patches(version):
+        if patched:
             results |= run_patched(
                 source, gate, ("patched", "hooks") if args.hooks else ("patched",)
             )
@@ -221,7 +233,7 @@ def main() -> int:
     found = problems(stock, results["saga"])
     if "patched" in results:
         found += patched_problems(stock, results["patched"])
-    else:
+    elif not args.unpatched:
         print(f"no patches for vLLM {version}: no patched run")
     if "hooks" in results:
         found += patched_problems(stock, results["hooks"], "hooks")
@@ -229,11 +241,22 @@ def main() -> int:
     for line in found[:50]:
         print(f"  {line}")
     if found:
-        logs = CACHE.relative_to(REPO)
-        print(f"upstream gate: FAILED, {len(found)} problems; logs: {logs}/*.log")
+        print(f"upstream gate: FAILED, {len(found)} problems; logs: {args.reports}/*.log")
         return 1
     print(f"upstream gate: ok, {len(stock.outcomes)} outcomes identical in {len(results)} runs")
     return 0
+
+
+def existing(source: Path, files: list[str]) -> list[str]:
+    """Those that this version has: older ones have fewer.
+
+    Raises:
+        SourceError: it has none.
+    """
+    found = [name for name in files if (source / name).exists()]
+    if not found:
+        raise SourceError(f"{source} has none of the chosen tests; remove it to fetch it again")
+    return found
 
 
 def run_patched(source: Path, gate: Gate, names: tuple[str, ...]) -> dict[str, Result]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from numbers import Real
 from typing import Any
 
 import vllm
@@ -13,7 +14,8 @@ from vllm.v1.core.sched.request_queue import RequestQueue
 from vllm.v1.core.sched.scheduler import Scheduler
 from vllm.v1.request import Request
 
-TESTED_VERSION = "0.32"
+#: What `scripts/test --matrix` passes with.
+TESTED_VERSIONS = "0.28 to 0.33"
 
 _METHODS: dict[type, dict[str, tuple[str, ...]]] = {
     Scheduler: {
@@ -24,7 +26,6 @@ _METHODS: dict[type, dict[str, tuple[str, ...]]] = {
         "_free_request_blocks": ("request",),
         "reset_prefix_cache": ("reset_running_requests", "reset_connector"),
         "get_request_counts": (),
-        "get_kv_cache_usage": (),
         "make_stats": (),
         "shutdown": (),
     },
@@ -108,6 +109,7 @@ def check_instance(scheduler: Any) -> None:
         "cache_config": object,
         "hash_block_size": int,
         "kv_cache_config.kv_cache_groups": list,
+        "kv_cache_manager.usage": Real,
         "kv_cache_manager.block_pool": BlockPool,
         "kv_cache_manager.block_pool.free_block_queue": FreeKVCacheBlockQueue,
         "kv_cache_manager.block_pool.num_gpu_blocks": int,
@@ -115,7 +117,7 @@ def check_instance(scheduler: Any) -> None:
         found = scheduler
         for name in path.split("."):
             found = getattr(found, name, None)
-        if not isinstance(found, expected):
+        if found is None or not isinstance(found, expected):
             missing.append(f"Scheduler.{path} of type {expected.__name__}")
     _refuse(missing)
 
@@ -124,6 +126,6 @@ def _refuse(missing: list[str]) -> None:
     if missing:
         raise UnsupportedVllmError(
             f"vllm-saga does not fit vLLM {vllm.__version__}: missing {'; '.join(missing)}. "
-            f"It is tested with vLLM {TESTED_VERSION}. Use that version, upgrade vllm-saga, "
+            f"It is tested with vLLM {TESTED_VERSIONS}. Use one of these, upgrade vllm-saga, "
             "or start without --scheduler-cls saga."
         )

@@ -101,7 +101,8 @@ class SagaMixin(_Upstream):
             if not isinstance(pool.free_block_queue, RetentionQueue):
                 pool.free_block_queue = RetentionQueue(pool.free_block_queue, self._keep_ranks)
             self._free_queue = pool.free_block_queue
-        logger.info("saga: on, %d KV blocks of %d tokens", usable, self.hash_block_size)
+        hooks = f", hooks: {', '.join(sorted(compat.HOOKS))}" if compat.HOOKS else ""
+        logger.info("saga: on, %d KV blocks of %d tokens%s", usable, self.hash_block_size, hooks)
 
     def _usable_blocks(self) -> int:
         return int((self.kv_cache_manager.block_pool.num_gpu_blocks - 1) / self._blocks_per_hash())
@@ -236,7 +237,7 @@ class SagaMixin(_Upstream):
 
     def _stock_report(self) -> dict[str, Any]:
         kv_tokens = self._usable_blocks() * self.hash_block_size
-        return stock_report(kv_tokens, int(kv_tokens * self.get_kv_cache_usage()))
+        return stock_report(kv_tokens, int(kv_tokens * self.kv_cache_manager.usage))
 
     # -- inside ---------------------------------------------------------------------------------
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from inspect import signature
 from typing import Any
 
 from vllm.sampling_params import SamplingParams
@@ -14,6 +15,7 @@ from vllm.v1.request import Request, RequestStatus
 
 from vllm_saga.simulator.schedulers import BLOCK_SIZE
 
+_HAS_SESSION = "session_id" in signature(Request.__init__).parameters
 HASHER = get_request_block_hasher(BLOCK_SIZE, sha256)
 
 
@@ -28,6 +30,9 @@ def make_request(
     stop_token_ids: list[int] | None = None,
     **extra: Any,
 ) -> Request:
+    named = {} if session_id is None else {"session_id": session_id}
+    if not _HAS_SESSION:  # vLLM 0.26: clients send it in vllm_xargs
+        extra, named = extra | named, {}
     params = SamplingParams(
         max_tokens=output,
         ignore_eos=True,
@@ -41,8 +46,8 @@ def make_request(
         pooling_params=None,
         arrival_time=arrival_time,
         priority=priority,
-        session_id=session_id,
         block_hasher=HASHER,
+        **named,
     )
 
 
