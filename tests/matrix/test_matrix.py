@@ -110,7 +110,7 @@ def test_a_table_for_people_and_one_for_the_readme():
 def test_the_readme_s_table_is_of_this_matrix():
     text = (REPO / "README.md").read_text().partition("## vLLM versions\n")[2].partition("\n## ")[0]
     rows = [line for line in text.splitlines() if line.startswith("|")]
-    made = table.as_markdown({version: GOOD for version in MATRIX}).splitlines()
+    made = table.as_markdown(dict.fromkeys(MATRIX, GOOD)).splitlines()
     assert rows[0] == made[0]
     assert [row.split("|")[1] for row in rows] == [row.split("|")[1] for row in made]
 
