@@ -43,7 +43,7 @@ def test_an_unknown_version_is_refused_with_those_there_are():
 
 
 def matrix(*arguments: str) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, str(REPO / "tests" / "matrix" / "run.py"), *arguments]
+    command = [sys.executable, str(REPO / "tests" / "matrix" / "run_matrix.py"), *arguments]
     return subprocess.run(command, capture_output=True, text=True)
 
 
