@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from inspect import signature
 from typing import Any
 
 from vllm.sampling_params import SamplingParams
@@ -13,9 +12,9 @@ from vllm.v1.core.sched.async_scheduler import AsyncScheduler
 from vllm.v1.outputs import ModelRunnerOutput
 from vllm.v1.request import Request, RequestStatus
 
+from vllm_saga.simulator.identity import name_session
 from vllm_saga.simulator.schedulers import BLOCK_SIZE
 
-_HAS_SESSION = "session_id" in signature(Request.__init__).parameters
 HASHER = get_request_block_hasher(BLOCK_SIZE, sha256)
 
 
@@ -30,13 +29,11 @@ def make_request(
     stop_token_ids: list[int] | None = None,
     **extra: Any,
 ) -> Request:
-    named = {} if session_id is None else {"session_id": session_id}
-    if not _HAS_SESSION:  # vLLM 0.26: clients send it in vllm_xargs
-        extra, named = extra | named, {}
+    named, extra_args = name_session(session_id, extra)
     params = SamplingParams(
         max_tokens=output,
         ignore_eos=True,
-        extra_args=extra or None,
+        extra_args=extra_args,
         stop_token_ids=stop_token_ids or [],
     )
     return Request(

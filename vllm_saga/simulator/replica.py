@@ -19,6 +19,7 @@ from vllm_saga.simulator import lookups
 from vllm_saga.simulator.content import CallContent
 from vllm_saga.simulator.cruise import Cruise, plan
 from vllm_saga.simulator.hardware import Batch, Hardware
+from vllm_saga.simulator.identity import name_session
 from vllm_saga.simulator.records import LiveCall
 
 # How often an engine with nothing but held calls looks again; vLLM's own loop never rests.
@@ -111,9 +112,11 @@ class Replica:
         content: CallContent,
         now: float,
         extra_args: dict[str, Any] | None = None,
+        session_id: str | None = None,
         **options: Any,
     ) -> None:
-        """A call reaches the engine. options: `session_id`, `cache_salt`, `priority`."""
+        """A call reaches the engine. options: `cache_salt`, `priority`."""
+        named, extra_args = name_session(session_id, extra_args)
         self.settle(now)
         self._account(now)
         request = Request(
@@ -125,6 +128,7 @@ class Replica:
             pooling_params=None,
             arrival_time=now,
             block_hasher=content.block_hasher,
+            **named,
             **options,
         )
         self._calls[call.id] = _InFlight(call, request, content)
