@@ -7,7 +7,7 @@ from types import SimpleNamespace
 
 import msgspec
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from prometheus_client import CollectorRegistry, generate_latest
 from test_equivalence import multi_turn
@@ -240,7 +240,6 @@ def test_a_report_that_makes_no_sense_does_not_end_the_output_loop(monkeypatch):
     logger.record(None, None)
 
 
-@settings(deadline=None)
 @given(
     st.lists(
         st.tuples(st.integers(0, 80), st.floats(0.0, 5.0), st.booleans()), min_size=1, max_size=60

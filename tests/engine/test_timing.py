@@ -39,7 +39,7 @@ def test_tokens_that_cost_nothing_are_learned():
     )
     cluster.run()
     fit = cluster.replicas[0].scheduler.saga.cost.fit
-    assert fit.free_tokens == pytest.approx(100, rel=0.2)
+    assert 80 <= fit.free_tokens <= 110
     assert fit.kv_s == pytest.approx(1e-6, rel=0.1)
 
 

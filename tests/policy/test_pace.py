@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from test_stepfit import learned
 
 from vllm_saga.policy.pace import prefill_tokens
-from vllm_saga.policy.stepfit import StepFit
+from vllm_saga.policy.stepfit import Step, StepFit
 
 FIT = learned()
 
@@ -35,9 +35,25 @@ def test_without_tokens_for_nothing_prefills_go_at_full_speed() -> None:
     assert prefill_tokens(StepFit(), 4, 4, 1) is None
 
 
-@given(st.integers(0, 3_000), st.integers(0, 300), st.integers(0, 300))
-def test_prefills_go_on_whatever_decodes(
-    decode_tokens: int, decoding: int, prefilling: int
+@given(
+    st.lists(
+        st.tuples(
+            st.integers(1, 10_000), st.integers(0, 10**9), st.integers(0, 10**6),
+            st.floats(1e-6, 1e4),
+        ),
+        max_size=60,
+    ),
+    st.integers(0, 3_000),
+    st.integers(0, 300),
+    st.integers(0, 300),
+)  # fmt: skip
+def test_whatever_was_seen_prefills_go_on(
+    seen: list[tuple[int, int, int, float]], decode_tokens: int, decoding: int, prefilling: int
 ) -> None:
-    tokens = prefill_tokens(FIT, decode_tokens, decoding, prefilling)
-    assert tokens is None or tokens >= 1
+    other = StepFit()
+    for new, pairs, kv, seconds in seen:
+        other.observe(Step(new, pairs, kv), seconds)
+    other.solve()
+    for fit in (FIT, other):
+        tokens = prefill_tokens(fit, decode_tokens, decoding, prefilling)
+        assert tokens is None or tokens >= 1

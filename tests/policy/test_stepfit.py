@@ -60,12 +60,12 @@ def learned(
 
 
 @pytest.mark.parametrize("noise", [0.0, 0.05, 0.1])
-@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize("seed", range(5))
 def test_the_corner_is_found(seed: int, noise: float) -> None:
     fit = learned(seed=seed, noise=noise)
-    assert fit.free_tokens == pytest.approx(FREE, rel=0.2)
-    assert fit.decode_s == pytest.approx(OVERHEAD_S + READ_S, rel=0.06)
-    assert fit.token_s == pytest.approx(TOKEN_S, rel=0.1)
+    assert fit.free_tokens == pytest.approx(FREE, rel=0.15)
+    assert fit.decode_s == pytest.approx(OVERHEAD_S + READ_S, rel=0.03)
+    assert fit.token_s == pytest.approx(TOKEN_S, rel=0.05)
 
 
 def test_attention_is_told_from_the_rest() -> None:
@@ -111,8 +111,8 @@ def test_what_steps_in_between_take_is_noticed() -> None:
         cost.observe(step, roofline(step), 0.1)
     assert cost.fit.free_tokens
     between = Step(100, 0, 0, 5)
-    for slower in (2.5, 1.0):
-        for _ in range(400):
+    for slower, many in ((1.6, 30), (1.0, 60)):
+        for _ in range(many):
             cost.observe(between, slower * roofline(between), 0.1)
         assert (cost.fit.free_tokens == 0) == (slower > 1.0)
 

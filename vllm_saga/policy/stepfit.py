@@ -115,7 +115,7 @@ class StepFit:
         size = min(round(self.corner).bit_length(), _SIZES) - 1
         said = float(self._right[size, best] @ fits[best])
         as_said = said * _MOST_SURPRISE >= float(self._weight[size])
-        worth_it = self.overhead_s <= _MOST_OVERHEAD * self.decode_s
+        worth_it = self.overhead_s < _MOST_OVERHEAD * self.decode_s  # so token_s is above 0
         self.free_tokens = round(self.corner) if as_said and worth_it else 0
 
 
