@@ -84,7 +84,7 @@ def main(
             capacity, cells = asyncio.run(traffic.run(load, say))
             report["traffic"], unequal = traffic_report(capacity, cells)
             wrong += unequal
-    except (ServerError, compare.NoSamples, RuntimeError) as error:
+    except (ServerError, compare.NoSamples, model.NotMade) as error:
         console.print("error:", style="red", end=" ")
         console.print(error, markup=False, highlight=False, soft_wrap=True)
         raise typer.Exit(1) from None

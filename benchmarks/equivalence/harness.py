@@ -17,6 +17,8 @@ VERSION = "0.4.13"
 #: The tenant that our gateway would name for the harness' calls.
 TENANT = "harness"
 SESSION = "lm-eval"
+#: Ends the name of a part whose requests name a session.
+NAMED = "-session"
 _TIMEOUT_S = 1800
 
 
@@ -30,7 +32,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        return f"{self.model}{'-session' * self.named}"
+        return f"{self.model}{NAMED * self.named}"
 
     @property
     def _path(self) -> str:

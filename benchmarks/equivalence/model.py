@@ -20,11 +20,15 @@ _SCORES = 4.0
 _LOGITS = 8.0
 
 
+class NotMade(RuntimeError):
+    """scripts/make-model failed; the message has its output."""
+
+
 def make(folder: Path, seed: int = 0) -> Path:
     """The model directory, made where it is not there yet: float32 weights of about 20 MB.
 
     Raises:
-        RuntimeError: scripts/make-model failed; its output says why.
+        NotMade: scripts/make-model failed; its output says why.
     """
     marker = folder / f"seed-{seed}"
     if marker.exists():
@@ -34,7 +38,7 @@ def make(folder: Path, seed: int = 0) -> Path:
         capture_output=True, text=True,
     )  # fmt: skip
     if made.returncode:
-        raise RuntimeError(f"{_MAKE.name} failed: {made.stderr.strip()}")
+        raise NotMade(f"{_MAKE.name} failed: {made.stderr.strip()}")
     _write_weights(folder, seed)
     marker.touch()
     return folder

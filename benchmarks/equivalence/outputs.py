@@ -191,7 +191,7 @@ async def _agents(caller: Caller, plan: Plan) -> AsyncIterator[None]:
 def problems(outcomes: Sequence[Outcome]) -> list[str]:
     """What is not the same, and what pressure there was not; empty if the answers are the same.
 
-    The reference is the first arm, of which each part stands for the one with a session id, too.
+    The reference is the first arm.
     """
     reference, *others = outcomes
     found = [line for o in others for line in observe.missing(o.seen, o.arm.scheduler)]
@@ -199,10 +199,14 @@ def problems(outcomes: Sequence[Outcome]) -> list[str]:
         found.append(f"{reference.insensitive} answers do not depend on their prompt's first word")
     for outcome in others:
         for name, results in outcome.results.items():
-            expected = reference.results[name.removesuffix("-session")]
-            lines = compare.differences(expected, results)
+            lines = compare.differences(_expected(reference, name), results)
             found += [f"{outcome.arm.name}: {name}: {line}" for line in lines]
     return found
+
+
+def _expected(reference: Outcome, part: str) -> compare.Results:
+    """What a part should answer: with a session id the same as without."""
+    return reference.results[part.removesuffix(harness.NAMED)]
 
 
 def document(outcomes: Sequence[Outcome]) -> dict[str, Any]:
@@ -221,7 +225,7 @@ def document(outcomes: Sequence[Outcome]) -> dict[str, Any]:
                     name: {
                         "samples": len(results.samples),
                         "largest_gap_nats": compare.largest_gap(
-                            reference.results[name.removesuffix("-session")], results
+                            _expected(reference, name), results
                         ),
                         "scores": dict(results.scores),
                     }

@@ -211,7 +211,9 @@ def arguments_of(command: str) -> list[str]:
 
 def check_options(name: str, arguments: Sequence[str]) -> None:
     """The benchmark takes these arguments; nothing is run."""
-    module = import_module(name + ".__main__" * name.endswith((".live", ".soak", ".equivalence")))
+    module = import_module(name)
+    if hasattr(module, "__path__"):
+        module = import_module(f"{name}.__main__")
     made = typer.Typer()
     made.command()(module.main)
     wanted = [word for word in arguments if word != "--help"]

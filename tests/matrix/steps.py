@@ -12,7 +12,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from sources import REPO
+from sources import REPO, clean_environment
 from versions import Version
 
 #: The steps in their order: the adapter's contract, the simulator's golden numbers, vLLM's own
@@ -59,8 +59,7 @@ class Trial:
 
     def command(self, name: str, *arguments: str) -> int:
         """Run this Python, adding to the log called `name`; its exit status."""
-        env = {k: v for k, v in os.environ.items() if not k.startswith(("SAGA_", "PYTEST_"))}
-        env |= {"HF_HUB_OFFLINE": "1", "PYTHONUNBUFFERED": "1", "VLLM_NO_USAGE_STATS": "1"}
+        env = clean_environment() | {"PYTHONUNBUFFERED": "1"}
         # A console script of another environment must not be found before this one's.
         env["PATH"] = os.pathsep.join((str(self.python.parent), env.get("PATH", "")))
         command = [str(self.python), *arguments]

@@ -136,9 +136,8 @@ def patched_copy(tmp_path_factory) -> Path:
 
 def run_ours(copy: Path, *tests: str) -> str:
     """Our tests with the patched copy as their vLLM; the last lines of the output."""
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SAGA_", "PYTEST_"))}
-    env |= {"PYTHONPATH": f"{copy}{os.pathsep}{REPO}", "PATCHED_VLLM": str(copy)}
-    env |= {"HF_HUB_OFFLINE": "1", "VLLM_NO_USAGE_STATS": "1"}
+    ours = {"PYTHONPATH": f"{copy}{os.pathsep}{REPO}", "PATCHED_VLLM": str(copy)}
+    env = sources.clean_environment() | ours
     command = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", *tests]
     done = subprocess.run(command, cwd=REPO, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-5000:] + done.stderr[-2000:]

@@ -24,6 +24,7 @@ from sources import (
     CACHE,
     REPO,
     SourceError,
+    clean_environment,
     fetch_tests,
     has_patches,
     make_patched_copy,
@@ -111,16 +112,13 @@ def run_pytest(name: str, source: Path, gate: Gate) -> Result:
     report = gate.reports / f"{name}.json"
     report.unlink(missing_ok=True)
     log = gate.reports / f"{name}.log"
-    env = {k: v for k, v in os.environ.items() if not k.startswith(("SAGA_", "PYTEST_"))}
-    env |= {
-        "HF_HUB_OFFLINE": "1",
+    env = clean_environment() | {
         "OMP_NUM_THREADS": "1",
         "PYTHONPATH": os.pathsep.join(map(str, (source, Path(__file__).parent, REPO))),
         "SAGA_UPSTREAM_MODE": RUNS[name],
         "SAGA_UPSTREAM_REPORT": str(report),
         "SAGA_UPSTREAM_STRESS": str(int(gate.stress)),
         "VLLM_MODEL_REDIRECT_PATH": str(gate.redirects),
-        "VLLM_NO_USAGE_STATS": "1",
     }
     if gate.stress:
         config = gate.reports / "stress.json"
