@@ -429,7 +429,9 @@ def test_a_collector_that_does_not_answer_costs_one_warning(monkeypatch, log):
     again.stop()
     lost = scheduler._traces.lost
     calls = {span.about["saga.call"] + str(span.start) for span in again.spans("call")}
-    assert len(calls) + lost == 41 == scheduler.saga.timeline.count
+    assert scheduler.saga.timeline.count == 41
+    # One whose time ran out as the collector came back is lost for us, and may yet have arrived.
+    assert lost < 41 <= len(calls) + lost <= 42
     told = [record.getMessage() for record in log[1:]]
     assert len(told) == 2 and told[0].endswith(f"again; {lost} calls and workflows are lost")
     assert told[1] == f"saga: {lost} calls and workflows are missing in the traces"

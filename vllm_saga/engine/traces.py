@@ -104,7 +104,7 @@ class Traces:
 
     @property
     def lost(self) -> int:
-        """Calls and workflows that were not sent, and will not be."""
+        """Calls and workflows that are not known to have arrived, and are not sent again."""
         return self._dropped + self._refused
 
     def follow(
