@@ -146,6 +146,16 @@ RULES = (
         ),
     ),
     Rule(
+        r"python -m benchmarks\.replicas --traces DIR",
+        Runs(
+            {" --traces DIR": ""},
+            "--replicas 2 --sessions 3 --rate 2 --percent 80 --processes 1"
+            " --arrangements vllm@sticky,saga@saga --output results",
+            seconds=30,
+            says="all figures",
+        ),
+    ),
+    Rule(
         r"python -m benchmarks\.fidelity( --model DIR)?",
         Runs(
             {" --model DIR": ""},
