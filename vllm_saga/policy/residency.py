@@ -97,9 +97,10 @@ class Residency:
 
     need(w) = its distinct blocks + what its present or next call adds. A workflow enters while all
     needs fit in `capacity` blocks, or when nobody is resident; whose turn it is `FairShare` says.
-    One that has not begun also has to leave room for growth, its own and the residents': at no
-    time ahead may what they are expected to hold, less what ends until then, exceed the pool: mean
-    + z standard deviations <= capacity (outlook.py), with z = 2 `patience`. A workflow stays until
+    It also has to leave room for growth, its own and the residents': at no time ahead may what they
+    are expected to hold, less what ends until then, exceed the pool: mean + z standard deviations
+    <= capacity (outlook.py), with z = 2 `patience`, or 0 for one that has begun: to hold it longer
+    costs steps, to let it in too early costs its context again. A workflow stays until
     it ends, until it has been away for too long (policy/absence.py), or until the residents outgrow
     the pool: then the youngest idle one leaves. A hold longer than `max_hold_s` seconds ends
     whatever the budget says; of one that has begun, longer than `max_step_hold_s`.
@@ -147,8 +148,9 @@ class Residency:
     def shortfall(self, workflow: Workflow) -> int:
         """Blocks that would have to leave before a workflow that is not resident fits."""
         blocks = self.needed_blocks(workflow)
-        if not workflow.was_resident and (self.tight or workflow.agent.sure >= _FORESEEN):
-            z = self._z if self.tight else -_FORESIGHT_Z
+        new = not workflow.was_resident
+        if self.tight or (new and workflow.agent.sure >= _FORESEEN):
+            z = (self._z if new else 0.0) if self.tight else -_FORESIGHT_Z
             weight = _UNKNOWN + (1.0 - _UNKNOWN) * workflow.agent.sure
             blocks += int(weight * self._outlook.most(self._growth(workflow, blocks), z))
         return self.used_blocks + blocks - self.capacity
