@@ -82,3 +82,33 @@ def test_a_forecast_holds_who_would_outgrow_the_pool_once_its_class_is_known():
 
     assert admitted(taught=0) == 3
     assert admitted(taught=40) < 3
+
+
+def test_who_lost_its_place_comes_back_once_there_is_room_to_grow():
+    policy = make_policy(pool_blocks=44, headroom=0.0, give_up_probability=0.01)
+    agent = policy.classes.get(("", None))
+    for _ in range(60):
+        for calls in range(1, 11):
+            agent.observe_call(None, None, 2 * BLOCK)
+            agent.observe_progress(calls)
+            agent.observe_cycle(10.0)
+            agent.observe_output(BLOCK)
+        agent.observe_end_after(None, 10)
+
+    def call(name: str, blocks: int, step: int, last: bool = False):
+        tokens = [len(name), *range(blocks * BLOCK - 1)]
+        return arrival(f"{name}.{step}", tokens, name, last=last)
+
+    # Two that grow until the younger has to leave, while the older goes on.
+    for name in ("old", "young"):
+        run_call(policy, call(name, 14, 0), [], 0.0)
+    policy.on_arrival(call("old", 32, 1, last=True), 1.0)
+    assert policy.state()["displaced"] == 1
+    policy.on_arrival(call("young", 8, 1), 2.0)
+    # There is room for what it has now, but not for what it will have.
+    residency = policy.residency
+    young = residency.first_in_line(2.0)
+    assert residency.used_blocks + residency.needed_blocks(young) <= residency.capacity
+    assert policy.on_step(2.0) == []
+    policy.on_finish("old.1", 32 * BLOCK, 3.0)
+    assert policy.on_step(3.0) == ["young.1"]
