@@ -56,6 +56,16 @@ def test_golden_numbers(answer):
         assert flat(run) == pytest.approx(flat(expected), rel=1e-9), run["policy"]
 
 
+def test_saga_has_the_settings_of_the_file_that_a_server_reads(answer, tmp_path, monkeypatch):
+    settings = tmp_path / "saga.yaml"
+    settings.write_text("residency: false\n")
+    monkeypatch.setenv("SAGA_CONFIG", str(settings))
+    there = {run["policy"]: run["step_wait_s"] for run in simulate(tmp_path)[0]["runs"]}
+    before = {run["policy"]: run["step_wait_s"] for run in answer[0]["runs"]}
+    assert there["vllm"] == before["vllm"]
+    assert there["saga"]["mean"] > 2.0 * before["saga"]["mean"]
+
+
 def test_the_table_names_every_policy_and_the_gain(answer):
     document, text = answer
     gain = document["paired"][0]["task_completion_ratio"]["mean"]
