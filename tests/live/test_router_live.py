@@ -13,11 +13,12 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import aiohttp
+import pytest
 
 from benchmarks.live.fleet import as_replica
 from benchmarks.live.process import free_port
 from benchmarks.live.routers import Router, command
-from benchmarks.live.server import Server, tiny_server
+from benchmarks.live.server import Server, ServerOptions, tiny_server
 
 MODEL = Path(__file__).parents[2] / ".cache" / "tiny-model"
 AGENTS = 24
@@ -65,14 +66,24 @@ class Agent:
 
 
 class Cluster:
-    """Two engines on ports of their own, and a router that may be killed, too."""
+    """Two engines, and a router that may be killed, too.
 
-    def __init__(self, http: aiohttp.ClientSession, folder: Path) -> None:
+    one_server: the engines are the ranks of one server; else each is a server of its own.
+    """
+
+    def __init__(self, http: aiohttp.ClientSession, folder: Path, one_server: bool) -> None:
         self.http = http
         self._folder = folder
+        self._port = free_port()
+        if one_server:
+            env = {"VLLM_PLUGINS": "saga", "VLLM_CPU_OMP_THREADS_BIND": "auto"}
+            self._options = tiny_server(MODEL, 600, "--data-parallel-size", "2", env=env)
+            self.engines = [self._server(self._options, 0, free_port())]
+            self.backends = [f"{self.engines[0].url}#{rank}" for rank in range(2)]
+            return
         self._options = tiny_server(MODEL, 600, max_num_seqs=32)
         self.engines = [self._engine(k, free_port()) for k in range(2)]
-        self._port = free_port()
+        self.backends = [engine.url for engine in self.engines]
         self._router: Router | None = None
 
     @property
@@ -80,7 +91,9 @@ class Cluster:
         return f"http://127.0.0.1:{self._port}"
 
     def _engine(self, index: int, port: int) -> Server:
-        options = as_replica(self._options, "saga", index, 2)
+        return self._server(as_replica(self._options, "saga", index, 2), index, port)
+
+    def _server(self, options: ServerOptions, index: int, port: int) -> Server:
         executable = Path(sys.executable).with_name("vllm")
         return Server(options, "saga", self._folder / f"engine-{index}.log", executable, port)
 
@@ -92,8 +105,7 @@ class Cluster:
         await self.start_router()
 
     async def start_router(self) -> None:
-        backends = [engine.url for engine in self.engines]
-        made = await command("saga", backends, self._port)
+        made = await command("saga", self.backends, self._port)
         self._router = Router("saga", made, self._port, self._folder / "router.log")
         await self._router.__aenter__()
         await until(self._both_are_known)
@@ -123,14 +135,14 @@ class Cluster:
 
 
 @asynccontextmanager
-async def cluster(folder: Path) -> AsyncIterator[Cluster]:
+async def cluster(folder: Path, one_server: bool = False) -> AsyncIterator[Cluster]:
     connector = aiohttp.TCPConnector(limit=0)
     timeout = aiohttp.ClientTimeout(total=90)
     async with (
         aiohttp.ClientSession(connector=connector, timeout=timeout) as http,
         AsyncExitStack() as stack,
     ):
-        made = Cluster(http, folder)
+        made = Cluster(http, folder, one_server)
         stack.callback(made.stop)
         await made.start()
         yield made
@@ -165,6 +177,23 @@ async def test_sessions_stick_and_outlive_engines_and_routers(tmp_path):
         await check_an_engine_that_is_killed_takes_only_what_it_had_begun(made, agents)
         await made.revive(0)
         await check_affinity_forms_again(made, agents)
+
+
+@pytest.mark.switch("SAGA_TEST_RANKS", "minutes")
+async def test_sessions_stay_on_their_rank_of_one_server(tmp_path):
+    async with cluster(tmp_path, one_server=True) as made:
+        agents = make_agents("agent")
+        await check_sessions_stick(made, agents)
+        # Each engine knows those that the router says it has, and no other.
+        for rank, backend in enumerate(sorted(set(homes(agents)))):
+            assert backend.endswith(f"-dp{rank}")
+            url = f"{made.engines[0].url}/v1/saga/state"
+            async with made.http.get(url, headers={"x-data-parallel-rank": str(rank)}) as answer:
+                state = json.loads(await answer.text())
+            there = {agent.name for agent in agents if agent.calls[-1].backend == backend}
+            known = {name for _, name in state["sessions"] if name.startswith("agent-")}
+            assert known == there
+        await check_a_restarted_router_finds_them_again(made, agents)
 
 
 async def check_sessions_stick(made: Cluster, agents: list[Agent]) -> None:
