@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable
+from collections.abc import Callable, Hashable
 
 from vllm_saga.policy.agenda import Agenda
 from vllm_saga.policy.chain import Chain
@@ -21,6 +21,8 @@ _UNKNOWN = 0.5
 # classes known so well.
 _FORESIGHT_Z = 1.0
 _FORESEEN = 0.8
+# With fewer calls running than this, one more goes nearly for nothing, and room is not kept.
+_BUSY = 2
 
 
 class BlockLedger:
@@ -99,11 +101,13 @@ class Residency:
     needs fit in `capacity` blocks, or when nobody is resident; whose turn it is `FairShare` says.
     It also has to leave room for growth, its own and the residents': at no time ahead may what they
     are expected to hold, less what ends until then, exceed the pool: mean + z standard deviations
-    <= capacity (outlook.py), with z = 2 `patience`, or 0 for one that has begun: to hold it longer
-    costs steps, to let it in too early costs its context again. A workflow stays until
-    it ends, until it has been away for too long (policy/absence.py), or until the residents outgrow
-    the pool: then the youngest idle one leaves. A hold longer than `max_hold_s` seconds ends
-    whatever the budget says; of one that has begun, longer than `max_step_hold_s`.
+    <= capacity (outlook.py), with z = 2 `patience`; z = 0 for one that has begun, which comes back
+    without such room while the engine has next to nothing to run. A workflow stays until it ends,
+    until it has been away for too long (policy/absence.py), or until the residents outgrow the
+    pool: then the youngest idle one leaves. A hold longer than `max_hold_s` seconds ends whatever
+    the budget says; of one that has begun, longer than `max_step_hold_s`.
+
+    running: calls that are not held.
 
     The pool is tight from the first call that has to be held or workflow that has to leave until
     nothing is held and a fifth of the pool is spare. Before, nothing differs from stock, unless
@@ -118,6 +122,7 @@ class Residency:
         max_hold_s: float,
         max_step_hold_s: float,
         share: FairShare,
+        running: Callable[[], int],
     ) -> None:
         self.capacity = capacity
         self.ledger = BlockLedger()
@@ -128,6 +133,7 @@ class Residency:
         self._max_hold_s = max_hold_s
         self._max_step_hold_s = max_step_hold_s
         self._share = share
+        self._running = running
         self.tight = False
         self.changes = 0
         self._next_total = 0
@@ -148,9 +154,8 @@ class Residency:
     def shortfall(self, workflow: Workflow) -> int:
         """Blocks that would have to leave before a workflow that is not resident fits."""
         blocks = self.needed_blocks(workflow)
-        new = not workflow.was_resident
-        if self.tight or (new and workflow.agent.sure >= _FORESEEN):
-            z = (self._z if new else 0.0) if self.tight else -_FORESIGHT_Z
+        z = self._deviations(workflow)
+        if z is not None:
             weight = _UNKNOWN + (1.0 - _UNKNOWN) * workflow.agent.sure
             blocks += int(weight * self._outlook.most(self._growth(workflow, blocks), z))
         return self.used_blocks + blocks - self.capacity
@@ -281,6 +286,15 @@ class Residency:
             calls = workflow.calls_done + workflow.remaining_calls()
             due_s = workflow.began_at + factor * calls * workflow.agent.cycle_s
         return workflow.remaining_s(), due_s
+
+    def _deviations(self, workflow: Workflow) -> float | None:
+        """The z of the forecast that has to fit, too, when the workflow enters; None = none."""
+        if not self.tight:
+            foreseen = not workflow.was_resident and workflow.agent.sure >= _FORESEEN
+            return -_FORESIGHT_Z if foreseen else None
+        if workflow.was_resident:
+            return 0.0 if self._running() >= _BUSY else None
+        return self._z
 
     def _promise(self, workflow: Workflow, next_blocks: int, growth: Growth | None) -> None:
         self._next_total += next_blocks - workflow.next_blocks

@@ -56,6 +56,7 @@ class SagaPolicy:
             config.max_hold_s,
             config.max_step_hold_s,
             self.share,
+            lambda: len(self.calls) - self.residency.held_calls,
         )
         lineage = self.lineage if config.lineage else None
         self._identity = Identity(self.table, lineage)
