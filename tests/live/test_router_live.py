@@ -75,6 +75,7 @@ class Cluster:
         self.http = http
         self._folder = folder
         self._port = free_port()
+        self._router: Router | None = None
         if one_server:
             env = {"VLLM_PLUGINS": "saga", "VLLM_CPU_OMP_THREADS_BIND": "auto"}
             self._options = tiny_server(MODEL, 600, "--data-parallel-size", "2", env=env)
@@ -84,7 +85,6 @@ class Cluster:
         self._options = tiny_server(MODEL, 600, max_num_seqs=32)
         self.engines = [self._engine(k, free_port()) for k in range(2)]
         self.backends = [engine.url for engine in self.engines]
-        self._router: Router | None = None
 
     @property
     def url(self) -> str:
