@@ -146,7 +146,7 @@ RULES = (
         ),
     ),
     Rule(
-        r"python -m benchmarks\.replicas --traces DIR",
+        r"python -m benchmarks\.replicas --traces DIR( .*)?",
         Runs(
             {" --traces DIR": ""},
             "--replicas 2 --sessions 3 --rate 2 --percent 80 --processes 1"
