@@ -20,6 +20,7 @@ import typer
 from matplotlib.figure import Figure
 from rich.console import Console
 
+from benchmarks.options import Traces
 from benchmarks.workloads import WORKLOADS, load, question
 from vllm_saga.simulator import load as loads
 from vllm_saga.simulator import presets
@@ -72,9 +73,7 @@ COLUMNS = (
 
 def main(
     output: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/ablation"),
-    traces: Annotated[
-        Path | None, typer.Option(help="Folder of trace files; without it, built-in workloads.")
-    ] = None,
+    traces: Traces = None,
     workloads: Annotated[str, typer.Option(help="Comma-separated.")] = "W1,W2",
     asked: Annotated[
         str, typer.Option("--load", help="As in vllm-saga simulate.")

@@ -25,6 +25,7 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from benchmarks.options import listed
 from vllm_saga.simulator import load as loads
 from vllm_saga.simulator import plots, presets, result, runner
 from vllm_saga.simulator.builtin import tenants
@@ -74,11 +75,11 @@ def main(
     """Run the mix as it is and with each burst; print tables, write JSON and a picture."""
     engine = presets.load(machine, kv_tokens)
     mix = [tenant.name for tenant in tenants.TENANTS]
-    for name in _names(burst):
+    for name in listed(burst):
         if name not in mix:
             raise typer.BadParameter(f"--burst: {name!r} is no tenant; there are {', '.join(mix)}")
     output.mkdir(parents=True, exist_ok=True)
-    arms = [ROOMY, *_names(policies)]
+    arms = [ROOMY, *listed(policies)]
     notes: dict[str, float] = {}
     if rate is None:
         rate, notes = _found_rate(engine, sessions, percent, processes)
@@ -87,7 +88,7 @@ def main(
         "sessions": sessions, "seeds": seeds, "times": times,
     }  # fmt: skip
     document: Json = {"config": config, "cases": {}}
-    for name in ["", *_names(burst)]:
+    for name in ["", *listed(burst)]:
         console.rule(f"{name} x{times}" if name else "ten tenants")
         works = [work(sessions, seed, rate, name, times) for seed in range(seeds)]
         jobs = [_job(engine, arm, works[seed], seed) for arm in arms for seed in range(seeds)]
@@ -211,10 +212,6 @@ def _job(engine: Hardware, arm: str, works: tuple[Session, ...], seed: int) -> r
         arm, engine = BASELINE, msgspec.structs.replace(engine, kv_tokens=_ROOMY_TIMES * pool)
     load = loads.Open(trace=True)
     return runner.Experiment(works, load, engine, len(works), max_context=pool), arm, seed
-
-
-def _names(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 def _on_time(slowdowns: Sequence[float]) -> float:

@@ -21,10 +21,11 @@ import typer
 from rich.console import Console
 from rich.table import Column, Table
 
+from benchmarks.options import Traces, listed
 from benchmarks.workloads import WORKLOADS, load
 from vllm_saga.simulator import load as loads
 from vllm_saga.simulator import policies, presets, report, result, runner
-from vllm_saga.simulator.command import check_names, run_with_bars
+from vllm_saga.simulator.command import check_names, run_with_bars, searched
 from vllm_saga.simulator.result import RunResult
 from vllm_saga.simulator.trace import Session
 
@@ -33,9 +34,7 @@ console = Console()
 
 def main(
     output: Annotated[Path, typer.Option(help="Results folder.")] = Path("results/replicas"),
-    traces: Annotated[
-        Path | None, typer.Option(help="Folder of trace files; without it, built-in workloads.")
-    ] = None,
+    traces: Traces = None,
     workloads: Annotated[str, typer.Option(help="Comma-separated; as many of each.")] = "W1,W3",
     arrangements: Annotated[
         str, typer.Option(help="scheduler@placement, comma-separated; the first is compared with.")
@@ -57,21 +56,20 @@ def main(
     processes: Annotated[int, typer.Option(min=1)] = os.cpu_count() or 1,
 ) -> None:
     """Run every arrangement at every load; print tables, write JSON after each load."""
-    arms = [_arrangement(text) for text in _split(arrangements)]
+    arms = [_arrangement(text) for text in listed(arrangements)]
     engine = presets.load(machine, kv_tokens)
-    names = _split(workloads)
+    names = listed(workloads)
     gaps = [gap for name in names if (gap := WORKLOADS[name].max_gap_s) is not None]
+    lengths = [most for name in names if (most := WORKLOADS[name].max_context) is not None]
     one = runner.Experiment(
         mixed(names, traces, sessions * replicas), loads.AutoOpen(100.0), engine, 2 * sessions,
-        max_gap_s=max(gaps, default=None),
+        max_gap_s=max(gaps, default=None), max_context=min(lengths, default=None),
     )  # fmt: skip
     if rate is None:
-        with console.status("measuring what one engine with stock vLLM can carry"):
-            rate = runner.saturation_per_min(one, processes)
-    console.print(f"stock carries {rate:.3f} sessions/min an engine", highlight=False)
+        rate = searched(one, [], processes)[2]["saturation_per_min"]
     output.mkdir(parents=True, exist_ok=True)
-    for share in map(float, _split(percent)):
-        arrive = loads.Open(rate * replicas * share / 100, cv)
+    for share in map(float, listed(percent)):
+        arrive = loads.AutoOpen(share, loads.Open(cv=cv)).at(rate * replicas)
         asked = replace(one, load=arrive, count=sessions * replicas, replicas=replicas)
         console.rule(f"{replicas} engines, {share:g} % of what stock carries")
         runs = run_with_bars(
@@ -127,10 +125,6 @@ def _arrangement(text: str) -> tuple[str, str]:
     except policies.UnknownPolicy as error:
         raise typer.BadParameter(f"--arrangements: {error}") from None
     return policy, placement
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 if __name__ == "__main__":

@@ -21,6 +21,7 @@ import typer
 from rich.console import Console
 
 from benchmarks import summary
+from benchmarks.options import Traces, listed
 from benchmarks.workloads import WORKLOADS, load, question
 from vllm_saga.simulator import load as loads
 from vllm_saga.simulator import presets, result
@@ -36,9 +37,7 @@ console = Console()
 
 def main(
     output: Annotated[Path, typer.Option(help="Results folder.")] = Path("results"),
-    traces: Annotated[
-        Path | None, typer.Option(help="Folder of trace files; without it, built-in workloads.")
-    ] = None,
+    traces: Traces = None,
     workloads: Annotated[str, typer.Option(help="Comma-separated.")] = ",".join(WORKLOADS),
     overcommit: Annotated[
         str, typer.Option(help="Closed loops: working set / KV pool, comma-separated.")
@@ -57,12 +56,12 @@ def main(
     """Run the points that are missing, then write the summary and the pictures anew."""
     engine = presets.load(machine, kv_tokens)
     (output / "points").mkdir(parents=True, exist_ok=True)
-    for name in _split(workloads):
+    for name in listed(workloads):
         trace, source = load(name, traces, sessions)
         for label, asked in _loads(name, overcommit, open_loop):
             path = output / "points" / f"{name}-{label}.json"
             before = json.loads(path.read_text()) if path.exists() else None
-            wanted = _missing(before, _split(policies), _split(again))
+            wanted = _missing(before, listed(policies), listed(again))
             if not wanted:
                 continue
             began = time.monotonic()
@@ -110,14 +109,10 @@ def merged(before: summary.Json | None, new: summary.Json) -> summary.Json:
 def _loads(name: str, overcommit: str, open_loop: str) -> Iterator[tuple[str, loads.Load]]:
     # The tenants' mix lies in their arrivals: keep it, whatever the rate.
     arrivals = "trace,rate=" if name == "W6" else ""
-    for factor in _split(overcommit):
+    for factor in listed(overcommit):
         yield f"overcommit-{factor}", loads.parse(f"overcommit:{factor}")
-    for percent in _split(open_loop):
+    for percent in listed(open_loop):
         yield f"open-auto{percent}", loads.parse(f"open:{arrivals}auto{percent}")
-
-
-def _split(text: str) -> list[str]:
-    return [part.strip() for part in text.split(",") if part.strip()]
 
 
 if __name__ == "__main__":

@@ -81,10 +81,10 @@ class Cluster:
             self._options = tiny_server(MODEL, 600, "--data-parallel-size", "2", env=env)
             self.engines = [self._server(self._options, 0, free_port())]
             self.backends = [f"{self.engines[0].url}#{rank}" for rank in range(2)]
-            return
-        self._options = tiny_server(MODEL, 600, max_num_seqs=32)
-        self.engines = [self._engine(k, free_port()) for k in range(2)]
-        self.backends = [engine.url for engine in self.engines]
+        else:
+            self._options = tiny_server(MODEL, 600, max_num_seqs=32)
+            self.engines = [self._engine(k, free_port()) for k in range(2)]
+            self.backends = [engine.url for engine in self.engines]
 
     @property
     def url(self) -> str:
