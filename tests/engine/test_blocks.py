@@ -113,7 +113,7 @@ def pop_ids(queue, count):
     return [queue.popleft().block_id for _ in range(count)]
 
 
-def test_order_dead_unowned_stale_waiting_shared_resident():
+def test_order_dead_unowned_stale_waiting_resident():
     blocks, queue = make(14)
     take(queue, 14)
     resident, waiting, stale, dead, other = (
@@ -135,7 +135,36 @@ def test_order_dead_unowned_stale_waiting_shared_resident():
     queue.new_epoch()
     # Stock would take the resident's first; its blocks go last, context tail first.
     assert pop_ids(queue, 6) == [9, 8, 10, 11, 7, 6]
-    assert pop_ids(queue, 6) == [5, 4, 1, 0, 3, 2]
+    assert pop_ids(queue, 6) == [5, 4, 3, 2, 1, 0]
+
+
+def test_what_contexts_begin_with_outlives_the_rest_of_each():
+    blocks, queue = make(8)
+    take(queue, 8)
+    young, old, gone = Agent((6, -2.0)), Agent((6, -1.0)), Agent()
+    used_by(queue, blocks, old, [0, 1, 2, 3])
+    for owner, own in ((young, [4, 5]), (gone, [6, 7])):
+        queue.remove(blocks[0])
+        queue.remove(blocks[1])
+        used_by(queue, blocks, owner, [0, 1, *own])
+    gone.dead = True
+    queue.new_epoch()
+    assert pop_ids(queue, 8) == [7, 6, 5, 4, 3, 2, 1, 0]
+
+
+def test_what_only_the_dead_shared_goes_before_residents():
+    blocks, queue = make(6)
+    take(queue, 6)
+    resident, *gone = Agent((6, 0.0)), Agent(), Agent()
+    used_by(queue, blocks, resident, [4, 5])
+    used_by(queue, blocks, gone[0], [0, 1, 2])
+    for index in (0, 1):
+        queue.remove(blocks[index])
+    used_by(queue, blocks, gone[1], [0, 1, 3])
+    for owner in gone:
+        owner.dead = True
+    queue.new_epoch()
+    assert pop_ids(queue, 6) == [3, 2, 1, 0, 5, 4]
 
 
 def test_stock_s_choice_stands_while_no_live_owner_would_lose():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
 from itertools import compress
@@ -73,6 +74,9 @@ class RetentionQueue(FreeKVCacheBlockQueue):
         self._shared: OrderedDict[int, KVCacheBlock] = OrderedDict()
         self._shared_lost = 0
         self._finders: list[Callable[[], KVCacheBlock | None]] | None = None
+        # In this epoch: claims, the first to be evicted last; whose the shared blocks are most.
+        self._order: list[_Claim] = []
+        self._keepers: dict[int, _Claim] | None = None
         self._claimed = False
         self._note_loose(self.get_all_free_blocks())
 
@@ -237,6 +241,9 @@ class RetentionQueue(FreeKVCacheBlockQueue):
             for rank, claim in zip(ranks, claims, strict=True)
         ]
         ranked.sort(key=lambda entry: entry[0], reverse=True)
+        ordered = sorted(zip(ranks, range(len(claims)), strict=True), reverse=True)
+        self._order = [claims[number] for _, number in ordered]
+        self._keepers = None
         return [find for _, find in ranked]
 
     def _find_loose(self) -> KVCacheBlock | None:
@@ -248,19 +255,52 @@ class RetentionQueue(FreeKVCacheBlockQueue):
         return None
 
     def _find_shared(self) -> KVCacheBlock | None:
+        """A shared block of which no context is left."""
         for _ in range(len(self._shared)):
             block_id, block = next(iter(self._shared.items()))
-            if _is_free(block):
+            if _is_free(block) and block_id not in self._kept_by():
                 return block
             self._shared.move_to_end(block_id)
         return None
 
     def _find_owned(self, claim: _Claim) -> KVCacheBlock | None:
-        blocks = claim.blocks
-        while blocks and self._claim_of.get(blocks[-1].block_id) is not claim:
+        blocks, shared = claim.blocks, self._shared_claim
+        while blocks:
+            block = blocks[-1]
+            holder = self._claim_of.get(block.block_id)
+            if holder is claim or holder is shared:
+                break
             blocks.pop()
+        else:
+            return None
+        if holder is shared and self._kept_by().get(block.block_id) is not claim:
+            # Another context that is kept for longer begins with it, and with all before it.
+            return None
         # A tail in use means that the whole context is.
-        return blocks[-1] if blocks and _is_free(blocks[-1]) else None
+        return block if _is_free(block) else None
+
+    def _kept_by(self) -> dict[int, _Claim]:
+        """Of the contexts that begin with a shared block, the one that is evicted last, by block:
+        without its beginning nothing of a context is of use.
+        """
+        if self._keepers is None:
+            self._keepers = {}
+            for claim in self._order:
+                if not claim.owner.dead:
+                    self._keep_shared(claim, self._keepers)
+        return self._keepers
+
+    def _keep_shared(self, claim: _Claim, keepers: dict[int, _Claim]) -> None:
+        """Note the blocks that `claim` shares, those aside that are noted."""
+        blocks, shared = claim.blocks, self._shared_claim
+        # What is shared is a leading part.
+        end = bisect_left(
+            blocks, True, key=lambda block: self._claim_of.get(block.block_id) is not shared
+        )
+        for block in reversed(blocks[:end]):
+            if block.block_id in keepers:
+                return
+            keepers[block.block_id] = claim
 
 
 def _is_free(block: KVCacheBlock) -> bool:

@@ -20,8 +20,9 @@ class Retention:
 
     Dead contexts (ended sessions, superseded branches) < unowned blocks, LRU < workflows away,
     by `worth` < those of them that are protected < workflows whose call is held, last in line
-    first < prefixes shared by several contexts < residents, youngest first: the oldest will be
-    finished first, and what it frees lets the others in.
+    first < what several contexts shared that are gone < residents, youngest first: the oldest will
+    be finished first, and what it frees lets the others in. What several contexts begin with is
+    kept for as long as the last of them.
 
     A strategy gives `worth`; what it has to learn for it, it is told by the `on_…` methods.
     """
