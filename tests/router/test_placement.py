@@ -95,10 +95,27 @@ def test_tenants_sessions_are_told_apart():
 
 def test_new_workflows_go_where_the_reports_say_there_is_room():
     fleet = Fleet()
-    fleet.report("a", used=90_000)
-    fleet.report("b", used=30_000)
-    fleet.report("c", used=80_000)
-    assert {fleet.place(f"s{n}", tokens=1_000)[1].replica for n in range(20)} == {"b"}
+    fleet.report("a", used=90_000, resident=9)
+    fleet.report("b", used=30_000, resident=3)
+    fleet.report("c", used=80_000, resident=8)
+    assert {fleet.place(f"s{n}", tokens=1_000)[1].replica for n in range(5)} == {"b"}
+
+
+def test_where_kv_is_not_short_agents_are_spread():
+    fleet = Fleet(replicas=2)
+    fleet.report("a", used=30_000, resident=12)
+    fleet.report("b", used=40_000, resident=2)
+    assert {fleet.place(f"s{n}", tokens=1_000)[1].replica for n in range(5)} == {"b"}
+
+
+def test_a_full_replica_is_chosen_only_if_all_are():
+    fleet = Fleet(replicas=2)
+    fleet.report("a", used=60_000, resident=30)
+    fleet.report("b", used=99_500, resident=1)
+    assert fleet.place("s", tokens=1_000)[1].replica == "a"
+    fleet.report("a", used=99_800, resident=1)
+    fleet.report("b", used=99_500, resident=30)
+    assert fleet.place("t", tokens=1_000)[1].replica == "b"
 
 
 def test_held_calls_are_load_too():
@@ -128,16 +145,16 @@ def test_predicted_growth_counts_before_it_has_come():
     fleet.placer.remove("a"), fleet.placer.add("a")
     fleet.placer.remove("b"), fleet.placer.add("b")
     grower = fleet.place("g", tokens=1_000, prefix=1)[1].replica
-    small = [fleet.place(f"x{n}", tokens=1_000, prefix=2)[1].replica for n in range(4)]
+    small = [fleet.place(f"x{n}", tokens=1_000, prefix=2)[1].replica for n in range(2)]
     assert grower not in small
 
 
 def test_a_warm_prefix_wins_while_loads_are_alike_and_no_longer():
     fleet = Fleet(replicas=4)
-    fleet.report_all(used=50_000)
+    fleet.report_all(used=50_000, resident=20)
     warm = fleet.place("first", prefix=7)[1].replica
     assert fleet.place("second", prefix=7)[1].replica == warm
-    fleet.report(warm, used=60_000)
+    fleet.report(warm, used=60_000, resident=24)
     assert fleet.place("third", prefix=7)[1].replica != warm
 
 

@@ -19,8 +19,8 @@ _TURNOVER_S = 2_000.0
 class Load:
     """The load of one replica.
 
-    own: what the sessions at home here need, as the router expects. A report adds what else the
-    engine has to do; sessions that came since count on top of it.
+    own: what the sessions at home here need, as the router expects; `sessions`: how many they are.
+    A report adds what else the engine has to do; sessions that came since count on top of it.
 
     run: changes when the engine was restarted or has left, and nobody's KV is there any more.
     held: calls that the engine holds, as reported, less those taken away since; oldest first.
@@ -30,6 +30,7 @@ class Load:
         self.replica = replica
         self.run = 1
         self.own = 0.0
+        self.sessions = 0
         self.held: OrderedDict[SessionKey, HeldCall] = OrderedDict()
         self.report: EngineReport | None = None
         self.kept: frozenset[SessionKey] = frozenset()
@@ -42,8 +43,11 @@ class Load:
 
     # -- events ---------------------------------------------------------------------------------
 
-    def count(self, need: float, leaves_per_s: float) -> None:
-        """Sessions at home here need so many tokens more, of which so many become free a second."""
+    def count(self, sessions: int, need: float, leaves_per_s: float) -> None:
+        """So many sessions more are at home here, and need so many tokens more, of which so many
+        become free a second.
+        """
+        self.sessions += sessions
         self.own = max(self.own + need, 0.0)
         self._leaves_per_s = max(self._leaves_per_s + leaves_per_s, 0.0)
 
@@ -90,6 +94,7 @@ class Load:
         self.held.clear()
         self._fresh.clear()
         self.own = self._leaves_per_s = self._fresh_tokens = 0.0
+        self.sessions = 0
         self._held_tokens = 0
         self._warm.clear()
 
@@ -111,6 +116,15 @@ class Load:
         if self.report is None:
             return self.own
         return max(self.own, self.report.used_tokens + self._held_tokens + self._fresh_tokens)
+
+    def agents(self) -> int:
+        """Sessions that are under way here, those between two calls included."""
+        report = self.report
+        if report is None:
+            return self.sessions
+        if not self.holds_back:
+            return max(self.sessions, report.running + report.waiting)
+        return max(self.sessions, report.resident + len(self.held) + len(self._fresh))
 
     def share(self, more: float = 0.0, pool: int = 0) -> float:
         """`committed` and `more` tokens over the pool, or over `pool` where it is not known."""

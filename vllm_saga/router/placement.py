@@ -10,18 +10,20 @@ from vllm_saga.policy.graph import AgentClasses
 from vllm_saga.router.fleet import Arrival, Decision, EngineReport, Move, Placer, SessionKey
 from vllm_saga.router.load import Load
 from vllm_saga.router.replicas import BasePlacer, Replica, fewest_calls, open_to_new, rendezvous
-from vllm_saga.router.sessions import Session, SessionTable
+from vllm_saga.router.sessions import Session, SessionTable, expected_need
 from vllm_saga.router.simple import BySession, LeastLoaded, RoundRobin
 from vllm_saga.router.stealing import Stealing, Thresholds
 
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """What may be tuned of `SagaPlacer`; shares are of a KV pool.
+    """What may be tuned of `SagaPlacer`.
 
     tie_share: replicas whose loads differ by less are alike, and rendezvous hashing decides.
     warm_share: so much more load a replica may have if the prefix of a new session is warm there.
-    overload_share: load above which sub-agents do not join their root.
+    Both in shares of the mean load.
+    overload_share: share of its KV pool above which a replica is full: sub-agents do not join their
+    root there, and new sessions come only if all are.
     max_idle_sessions, session_idle_s: when sessions are forgotten.
     stealing: None = sessions are never moved.
     """
@@ -39,7 +41,8 @@ class SagaPlacer(BasePlacer):
 
     What a session will need is learned by kind of agent (tenant and shared prefix), with the same
     `AgentClass` that the engines use. Replicas are compared by the tokens they are committed to
-    over their KV pool (`Load`), as the router counts them and as the engines report. A session that
+    over their KV pool and by their sessions (`Load`), as the router counts them and as the engines
+    report. A session that
     this router does not know, because it has been restarted or another one placed it, is found in
     the engines' reports; failing that, rendezvous hashing decides among replicas that are alike,
     so that routers agree without talking. Calls without a session go where the fewest calls are.
@@ -163,18 +166,39 @@ class SagaPlacer(BasePlacer):
         candidates = open_to_new(accepting)
         if not candidates or arrival.session is None:
             return None
-        pools = [load.kv_tokens for load in self.loads.values() if load.kv_tokens]
-        pool = int(fmean(pools)) if pools else 0
-        shares = [(self.loads[r.name].share(pool=pool), r) for r in candidates]
-        least = min(share for share, _ in shares)
+        settings = self.settings
+        scored = self._scored(arrival, arrival.session, candidates)
+        least = min(score for score, _ in scored)
         warm = [
-            (share, replica)
-            for share, replica in shares
-            if share <= least + self.settings.warm_share
+            (score, replica)
+            for score, replica in scored
+            if score <= least + settings.warm_share
             and self.loads[replica.name].is_warm(arrival.prefix)
         ]
-        best = min(share for share, _ in warm or shares) + self.settings.tie_share
-        return rendezvous(arrival.session, (r for share, r in warm or shares if share <= best))
+        chosen = warm or scored
+        best = min(score for score, _ in chosen) + settings.tie_share
+        return rendezvous(arrival.session, (r for score, r in chosen if score <= best))
+
+    def _scored(
+        self, arrival: Arrival, key: SessionKey, candidates: Sequence[Replica]
+    ) -> list[tuple[float, Replica]]:
+        """The replicas where a new session has room, or else all, with their load: 1 is the mean.
+
+        Half of it is KV, half how many sessions are under way: where KV is not short it is these
+        that make each other slow. Where nothing has room, KV alone counts.
+        """
+        pools = [load.kv_tokens for load in self.loads.values() if load.kv_tokens]
+        pool = int(fmean(pools)) if pools else 0
+        agent = self._classes.get((key[0], arrival.prefix))
+        need = expected_need(agent, arrival.prompt_tokens, agent.remaining_calls(0))
+        limit = self.settings.overload_share
+        roomy = [r for r in candidates if self.loads[r.name].share(need, pool) <= limit]
+        loads = [self.loads[replica.name] for replica in roomy or candidates]
+        shares = _relative([load.share(pool=pool) for load in loads])
+        if roomy:
+            crowds = _relative([load.agents() / (load.kv_tokens or pool or 1) for load in loads])
+            shares = [(share + crowd) / 2 for share, crowd in zip(shares, crowds, strict=True)]
+        return list(zip(shares, roomy or candidates, strict=True))
 
     # -- sessions -------------------------------------------------------------------------------
 
@@ -208,6 +232,12 @@ class SagaPlacer(BasePlacer):
             self.sessions.end(session)
         else:
             self.sessions.rest(session, now)
+
+
+def _relative(amounts: Sequence[float]) -> list[float]:
+    """Each over the mean of all; all 0 if that is."""
+    mean = fmean(amounts)
+    return [amount / mean if mean else 0.0 for amount in amounts]
 
 
 PLACERS: dict[str, Callable[[Settings], Placer]] = {

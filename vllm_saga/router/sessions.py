@@ -19,6 +19,12 @@ _FORGET = 0.7
 _GIVE_UP = 0.1
 
 
+def expected_need(agent: AgentClass, tokens: float, calls_left: float) -> float:
+    """Tokens of KV that a session whose context holds `tokens` needs on average until its end."""
+    growth = max(calls_left * agent.growth_tokens, 0.0)
+    return tokens + agent.output_tokens + _GROWTH_SHARE * growth
+
+
 @dataclass(eq=False, slots=True)
 class Session:
     """A session in the router.
@@ -29,8 +35,8 @@ class Session:
     is not moved before. moved: how often its call has been moved. answered_tokens: of the context
     after its last answered call. calls_left: expected then. stale: presumed to have ended; ending:
     said to end with its calls.
-    need, leaves_per_s: what it counts for at its home while it lives (tokens of KV; of these how
-    many become free in a second, on average).
+    counted: whether its home counts it now; need, leaves_per_s: for how much (tokens of KV; of
+    these how many become free in a second, on average).
     """
 
     key: SessionKey
@@ -49,6 +55,7 @@ class Session:
     moved: int = 0
     stale: bool = False
     ending: bool = False
+    counted: bool = False
     need: float = 0.0
     leaves_per_s: float = 0.0
 
@@ -60,8 +67,7 @@ class Session:
     @property
     def expected_need(self) -> float:
         """Tokens of KV it needs on average until its end."""
-        growth = max(self.calls_left * self.agent.growth_tokens, 0.0)
-        return self.tokens + self.agent.output_tokens + _GROWTH_SHARE * growth
+        return expected_need(self.agent, self.tokens, self.calls_left)
 
     def answered(self, arrival: Arrival, total_tokens: int, now: float) -> None:
         """A call of it has been answered, and left a context of `total_tokens`."""
@@ -81,12 +87,14 @@ class Session:
         if self.home is not None and not self.lost and not self.stale:
             self.need = self.expected_need
             self.leaves_per_s = self.need / max(self.calls_left * self.agent.cycle_s, 1.0)
-            self.home.count(self.need, self.leaves_per_s)
+            self.home.count(1, self.need, self.leaves_per_s)
+            self.counted = True
 
     def uncount(self) -> None:
-        if self.home is not None and not self.lost:
-            self.home.count(-self.need, -self.leaves_per_s)
+        if self.counted and self.home is not None and not self.lost:
+            self.home.count(-1, -self.need, -self.leaves_per_s)
         self.need = self.leaves_per_s = 0.0
+        self.counted = False
 
     def settle(self, home: Load) -> None:
         """Change its home; nothing of it has been computed there."""
