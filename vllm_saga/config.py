@@ -55,6 +55,13 @@ class SagaConfig(BaseModel):
         lt=1.0,
         description="An idle workflow loses its place when its chance to return falls below this.",
     )
+    overdraft: float = Field(
+        2.0,
+        ge=0.0,
+        description="A workflow is held rather than computing again what the pool lacks where that "
+        "costs more, in each of its cycles (a call and a gap), than so many cycles of progress: "
+        "0 = the pool is never overdrawn.",
+    )
     short_first: float = Field(
         10.0,
         ge=0.0,

@@ -91,7 +91,13 @@ def test_once_what_it_waits_for_is_gone_it_enters_and_not_a_block_sooner(script,
     assert cause["ahead"] == place
     assert (
         cause["short_blocks"]
-        == max(cause["needed_blocks"] + cause["growth_blocks"] - cause["free_blocks"], 0)
+        == max(
+            cause["needed_blocks"]
+            + cause["growth_blocks"]
+            - cause["free_blocks"]
+            - cause["overdraft_blocks"],
+            0,
+        )
         or not cause["short_blocks"]
     )
     for spare, enters in ((cause["short_blocks"], True), (cause["short_blocks"] - 1, False)):

@@ -64,3 +64,30 @@ def test_what_is_edited_away_is_not_worth_keeping():
     for _ in range(400):
         workflow.agent.observe_reuse(0.25)
     assert 0.2 < price.break_even_s(workflow, 4) / whole < 0.35
+
+
+def test_the_pool_may_be_short_of_what_costs_less_than_a_hold():
+    workflow, cost = workflow_of(1_000), timed(running=4)
+    price = Price(cost, 0.5, 10**9, overdraft=2.0)
+    tokens = price.overdraft_tokens(workflow, held=0)
+    lost_s = tokens * cost.work_s(Step(1, 1_000, 0)) * (1 + 4)
+    assert lost_s == pytest.approx(2.0 * 0.5 * workflow.agent.cycle_s, rel=0.02)
+    assert Price(cost, 0.5, 10, overdraft=2.0).overdraft_tokens(workflow, 0) == 10
+
+
+def test_nothing_is_overdrawn_before_steps_were_timed_or_if_so_configured():
+    workflow = workflow_of(1_000)
+    unknown = Price(CostModel(), 0.5, CAPACITY, overdraft=2.0)
+    assert unknown.overdraft_tokens(workflow, 0) == 0
+    assert Price(timed(), 0.5, CAPACITY).overdraft_tokens(workflow, 0) == 0
+
+
+@given(st.integers(0, 4), st.floats(0.1, 0.9))
+def test_less_is_overdrawn_where_many_wait_or_the_engine_is_busy(held, spare):
+    workflow = workflow_of(1_000)
+
+    def tokens(held, spare):
+        price = Price(timed(spare=spare), 0.5, 10**9, overdraft=2.0)
+        return price.overdraft_tokens(workflow, held)
+
+    assert tokens(held, spare) > max(tokens(held + 1, spare), tokens(held, spare - 0.05))

@@ -341,3 +341,26 @@ def test_who_is_overdue_in_a_full_pool_runs_one_call_and_displaces_nobody():
     assert policy.is_held("b2")
     policy.on_finish("a", 90 * BLOCK, 14.0)
     check_integrity(policy)
+
+
+def overdrawn(overdraft: float):
+    """A pool of 100 blocks, of which five are computed in the time of a cycle."""
+    policy = make_policy(pool_blocks=100, patience=0.0, headroom=0.0, overdraft=overdraft)
+    token_s = policy.classes.everyone.cycle_s / (5 * BLOCK)
+    for tokens in (100, 200) * 100:
+        policy.cost.observe(Step(tokens, 0, 0, 1), tokens * token_s, 1000.0)
+    policy.cost.spare = 1.0
+    policy.on_arrival(arrival("a", prompt(1, 60), "s1"), 0.0)
+    return policy
+
+
+def test_a_little_too_much_is_no_reason_to_wait():
+    for overdraft, blocks, held in ((0.0, 40, True), (2.0, 40, False), (2.0, 60, True)):
+        policy = overdrawn(overdraft)
+        policy.on_arrival(arrival("b", prompt(2, blocks), "s2"), 0.0)
+        assert policy.is_held("b") is held
+        policy.on_finish("a", 60 * BLOCK, 0.1)
+        policy.on_arrival(arrival("a2", [*prompt(1, 60), 1], "s1"), 0.2)
+        # Who is in keeps its place.
+        assert not policy.is_held("a2")
+        check_integrity(policy)

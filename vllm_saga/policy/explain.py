@@ -202,7 +202,6 @@ class Explainer:
         before it come first, and then it has to fit, too; "step" = it enters with the next step.
         """
         residency, place = self._policy.residency, self._places[workflow]
-        shortfall = residency.shortfall(workflow)
         needed = residency.needed_blocks(workflow)
         free = residency.capacity - residency.used_blocks
         fits = residency.fits(workflow)
@@ -213,9 +212,10 @@ class Explainer:
             "first": _id(first) if place and self._is_told(first) else None,
             "first_short_blocks": max(self._first_shortfall, 0),
             "needed_blocks": needed,
-            "growth_blocks": shortfall - needed + free,
+            "growth_blocks": residency.growth_blocks(workflow, needed),
+            "overdraft_blocks": residency.overdraft_blocks(workflow),
             "free_blocks": free,
-            "short_blocks": 0 if fits else shortfall,
+            "short_blocks": 0 if fits else residency.shortfall(workflow),
             "held_s": self._ago(workflow.held_since),
             "rule": next((d.why for d in reversed(workflow.decisions) if d.what == HELD), None),
             "runs_within_s": round(max(workflow.held_until - self._now, 0.0), 3),
@@ -302,7 +302,10 @@ def _in_words(numbers: dict[str, Any], capacity: int) -> str:
     needed, growth = numbers["needed_blocks"], numbers["growth_blocks"]
     wants = f"it needs {needed} blocks" + (f" and {growth} for growth" if growth > 0 else "")
     short, free = numbers["short_blocks"], max(numbers["free_blocks"], 0)
-    room = f"{wants}; {free} of {capacity} are free, {short} short" if short else f"{wants}: fits"
+    lent = numbers["overdraft_blocks"]
+    may = f" ({lent} may be lacking)" if lent else ""
+    has = f"{free} of {capacity} are free{may}, {short} short"
+    room = f"{wants}; {has}" if short else f"{wants}: fits"
     end = f"; runs in any case within {numbers['runs_within_s']:.0f} s"
     if numbers["what"] == "step":
         return "it enters with the next step"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 
 from vllm_saga.policy.cost import CostModel
+from vllm_saga.policy.stepfit import Step
 from vllm_saga.policy.workflow import Workflow
 
 
@@ -20,10 +21,14 @@ class Price:
 
     Args:
         capacity_tokens: tokens of KV in the pool.
+        overdraft: cycles of progress that computing twice may cost in a cycle of who need not wait.
     """
 
-    def __init__(self, cost: CostModel, patience: float, capacity_tokens: int) -> None:
+    def __init__(
+        self, cost: CostModel, patience: float, capacity_tokens: int, overdraft: float = 0.0
+    ) -> None:
         self._cost = cost
+        self._overdraft = overdraft
         self._weight = 2.0 * (1.0 - patience) / (0.5 + patience)
         self._capacity_tokens = capacity_tokens
 
@@ -48,3 +53,23 @@ class Price:
         saved_s = self.again_s(workflow) * workflow.agent.reuse
         again = saved_s * (1.0 + self._cost.running)
         return again / max(self._weight * self._cost.spare * in_its_place, 1e-9)
+
+    def overdraft_tokens(self, workflow: Workflow, held: int) -> int:
+        """Tokens by which the pool may be short with the workflow in it.
+
+        Of a pool that is short, the tail of the youngest resident is evicted, and computed again
+        with its next call: once in a cycle (a call and a gap), which takes that long from itself
+        and from the calls that run meanwhile. To hold the workflow takes all of its progress. So a
+        little too much is better than a hold, as far as the engine has time to spare, and the
+        less, by the square, the more workflows are held: a pool that is short for long is not made
+        larger by computing things twice.
+
+        Args:
+            held: workflows that are held.
+        """
+        if not self._cost.known:
+            return 0
+        context = sum(max(context.tokens, 1) for context in workflow.wanted())
+        again_s = self._cost.work_s(Step(1, context, 0)) * (1.0 + self._cost.running)
+        worth_s = self._overdraft * self._cost.spare * workflow.agent.cycle_s / (1 + held) ** 2
+        return int(min(worth_s / max(again_s, 1e-9), self._capacity_tokens))

@@ -102,12 +102,15 @@ class Residency:
     It also has to leave room for growth, its own and the residents': at no time ahead may what they
     are expected to hold, less what ends until then, exceed the pool: mean + z standard deviations
     <= capacity (outlook.py), with z = 2 `patience`; z = 0 for one that has begun, which comes back
-    without such room while the engine has next to nothing to run. A workflow stays until it ends,
-    until it has been away for too long (policy/absence.py), or until the residents outgrow the
-    pool: then the youngest idle one leaves. A hold longer than `max_hold_s` seconds ends whatever
-    the budget says; of one that has begun, longer than `max_step_hold_s`.
+    without such room while the engine has next to nothing to run. All of this may exceed the pool
+    by what is better computed twice than waited for (`overdraft`, Price.overdraft_tokens). A
+    workflow stays until it ends, until it has been away for too long (policy/absence.py), or until
+    the residents outgrow the pool: then the youngest idle one leaves. A hold longer than
+    `max_hold_s` seconds ends whatever the budget says; of one that has begun, longer than
+    `max_step_hold_s`.
 
-    running: calls that are not held.
+    running: calls that are not held. overdraft: blocks by which the pool may be short with a
+    workflow in it, while so many are held.
 
     The pool is tight from the first call that has to be held or workflow that has to leave until
     nothing is held and a fifth of the pool is spare. Before, nothing differs from stock, unless
@@ -123,6 +126,7 @@ class Residency:
         max_step_hold_s: float,
         share: FairShare,
         running: Callable[[], int],
+        overdraft: Callable[[Workflow, int], int],
     ) -> None:
         self.capacity = capacity
         self.ledger = BlockLedger()
@@ -134,6 +138,7 @@ class Residency:
         self._max_step_hold_s = max_step_hold_s
         self._share = share
         self._running = running
+        self._overdraft = overdraft
         self.tight = False
         self.changes = 0
         self._next_total = 0
@@ -153,12 +158,21 @@ class Residency:
 
     def shortfall(self, workflow: Workflow) -> int:
         """Blocks that would have to leave before a workflow that is not resident fits."""
-        blocks = self.needed_blocks(workflow)
+        needed = self.needed_blocks(workflow)
+        blocks = needed + self.growth_blocks(workflow, needed)
+        return self.used_blocks + blocks - self.capacity - self.overdraft_blocks(workflow)
+
+    def growth_blocks(self, workflow: Workflow, needed: int) -> int:
+        """Room for growth that a workflow needing so many blocks has to leave when it enters."""
         z = self._deviations(workflow)
-        if z is not None:
-            weight = _UNKNOWN + (1.0 - _UNKNOWN) * workflow.agent.sure
-            blocks += int(weight * self._outlook.most(self._growth(workflow, blocks), z))
-        return self.used_blocks + blocks - self.capacity
+        if z is None:
+            return 0
+        weight = _UNKNOWN + (1.0 - _UNKNOWN) * workflow.agent.sure
+        return int(weight * self._outlook.most(self._growth(workflow, needed), z))
+
+    def overdraft_blocks(self, workflow: Workflow) -> int:
+        """By how many blocks the pool may be short with `workflow` in it."""
+        return self._overdraft(workflow, self.held_workflows)
 
     def needed_blocks(self, workflow: Workflow) -> int:
         """What a workflow that is not resident would add to `used_blocks`, later growth aside."""
@@ -209,8 +223,11 @@ class Residency:
             idle = [w for w in self.residents if not w.calls and w is not caller]
             if not idle:
                 break
-            left.append(max(idle, key=lambda w: (w.priority, w.seq)))
-            self.leave(left[-1])
+            youngest = max(idle, key=lambda w: (w.priority, w.seq))
+            if self.used_blocks <= self.capacity + self.overdraft_blocks(youngest):
+                break
+            left.append(youngest)
+            self.leave(youngest)
         self.tight |= bool(left)
         return left
 

@@ -46,7 +46,7 @@ class SagaPolicy:
             max_hashes=max(4 * pool_blocks, 65_536),
         )
         capacity = max(int(pool_blocks * (1.0 - config.headroom)), 1)
-        price = Price(self.cost, config.patience, capacity * block_size)
+        price = Price(self.cost, config.patience, capacity * block_size, config.overdraft)
         self.share = FairShare(config.tenant_weights, config.fair_window_s, config.slo_factor)
         self._meter = Meter(self.share, self.cost, capacity)
         self.residency = Residency(
@@ -57,6 +57,7 @@ class SagaPolicy:
             config.max_step_hold_s,
             self.share,
             lambda: len(self.calls) - self.residency.held_calls,
+            lambda workflow, held: price.overdraft_tokens(workflow, held) // block_size,
         )
         lineage = self.lineage if config.lineage else None
         self._identity = Identity(self.table, lineage)
