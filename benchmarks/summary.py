@@ -53,6 +53,7 @@ def write(output: Path) -> None:
     if points:
         lines += ["## Where saga is not first", "", *_not_first(points), ""]
         lines += ["## Where we stop helping", "", *_no_help(points), ""]
+        lines += ["## Throughput", "", *_throughput(points), ""]
         lines += ["## Over all points", "", *_overall(points), ""]
     (output / "summary.md").write_text("\n".join(lines))
 
@@ -117,6 +118,33 @@ def _no_help(points: Sequence[Json]) -> Iterable[str]:
             found = True
     if not found:
         yield "Nowhere in these points."
+
+
+def _throughput(points: Sequence[Json]) -> Iterable[str]:
+    """Tasks a minute at each policy's own best load: what holding back must not cost."""
+    yield (
+        "Tasks a minute: of stock and of saga at the best load of each, and saga against the "
+        "static cap that was searched on the same work, at the load where it compares worst."
+    )
+    yield ""
+    yield "| | stock | saga | saga / stock | saga / static cap, worst |"
+    yield "|---|---:|---:|---:|---:|"
+    by_workload: dict[str, list[Json]] = defaultdict(list)
+    for point in points:
+        by_workload[point["config"]["workload"]].append(point)
+    for name, own in by_workload.items():
+        stock, ours = (max(_tasks(point, policy) for point in own) for policy in (STOCK, OURS))
+        capped = [
+            _tasks(point, OURS) / _tasks(point, cap)
+            for point in own
+            if (cap := _named(point, "static-cap:auto")) is not None
+        ]
+        worst = f"{min(capped):.2f}x" if capped else ""
+        yield f"| {name} | {stock:.3f} | {ours:.3f} | {ours / stock:.2f}x | {worst} |"
+
+
+def _tasks(point: Json, policy: str) -> float:
+    return _average(point, policy, "tasks_per_min")
 
 
 def _overall(points: Sequence[Json]) -> Iterable[str]:

@@ -52,4 +52,6 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
     assert "| saga |" in text and "| static-cap:auto |" in text
     assert "6 sessions a run, 2 seeds" in text
     assert "## Where we stop helping" in text
+    [row] = [line for line in text.splitlines() if line.startswith("| W3 |")]
+    assert len([cell for cell in row.split("|") if cell.strip()]) == 5
     assert (output / "W3-overcommit.png").stat().st_size > 10_000
