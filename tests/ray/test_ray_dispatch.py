@@ -60,7 +60,8 @@ class Replicas:
             NUMBER: number,
             REPORT: {
                 "started": name, "kv_tokens": POOL, "used_tokens": used, "running": 0,
-                "waiting": 0, "resident": 1, "sessions": [["", name] for name in sessions],
+                "waiting": 0, "resident": max(used // 10_000, 1),
+                "sessions": [["", name] for name in sessions],
             },
         }  # fmt: skip
         self.update()
