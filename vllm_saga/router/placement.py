@@ -42,10 +42,10 @@ class SagaPlacer(BasePlacer):
     What a session will need is learned by kind of agent (tenant and shared prefix), with the same
     `AgentClass` that the engines use. Replicas are compared by the tokens they are committed to
     over their KV pool and by their sessions (`Load`), as the router counts them and as the engines
-    report. A session that
-    this router does not know, because it has been restarted or another one placed it, is found in
-    the engines' reports; failing that, rendezvous hashing decides among replicas that are alike,
-    so that routers agree without talking. Calls without a session go where the fewest calls are.
+    report. A session that this router does not know, because it has been restarted or another one
+    placed it, is found in the engines' reports; failing that, rendezvous hashing decides among
+    replicas that are alike, so that routers agree without talking. Calls without a session go where
+    the fewest calls are.
     """
 
     def __init__(self, settings: Settings | None = None) -> None:
