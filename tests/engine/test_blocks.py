@@ -152,6 +152,18 @@ def test_what_contexts_begin_with_outlives_the_rest_of_each():
     assert pop_ids(queue, 8) == [7, 6, 5, 4, 3, 2, 1, 0]
 
 
+def test_contexts_of_one_rank_keep_their_beginning_to_the_last():
+    blocks, queue = make(6)
+    take(queue, 6)
+    one, other = Agent((6, -1.0)), Agent((6, -1.0))
+    used_by(queue, blocks, one, [0, 1, 2, 3])
+    for index in (0, 1):
+        queue.remove(blocks[index])
+    used_by(queue, blocks, other, [0, 1, 4, 5])
+    queue.new_epoch()
+    assert pop_ids(queue, 6) == [5, 4, 3, 2, 1, 0]
+
+
 def test_what_only_the_dead_shared_goes_before_residents():
     blocks, queue = make(6)
     take(queue, 6)

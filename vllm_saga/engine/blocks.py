@@ -5,8 +5,9 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 from itertools import compress
-from operator import is_not
+from operator import is_not, itemgetter
 from typing import Protocol
 
 from vllm.v1.core.kv_cache_utils import FreeKVCacheBlockQueue, KVCacheBlock
@@ -74,7 +75,7 @@ class RetentionQueue(FreeKVCacheBlockQueue):
         self._shared: OrderedDict[int, KVCacheBlock] = OrderedDict()
         self._shared_lost = 0
         self._finders: list[Callable[[], KVCacheBlock | None]] | None = None
-        # In this epoch: claims, the first to be evicted last; whose the shared blocks are most.
+        # In this epoch: claims, who is evicted last first; and who keeps each shared block.
         self._order: list[_Claim] = []
         self._keepers: dict[int, _Claim] | None = None
         self._claimed = False
@@ -122,7 +123,7 @@ class RetentionQueue(FreeKVCacheBlockQueue):
         self._loose.clear()
         self._shared.clear()
         self._shared_claim.left = 0
-        self._finders = None
+        self._finders, self._order, self._keepers = None, [], None
 
     # -- FreeKVCacheBlockQueue ------------------------------------------------------------------
 
@@ -232,19 +233,18 @@ class RetentionQueue(FreeKVCacheBlockQueue):
         """Where to look for a victim in this epoch: last entry first."""
         claims = list(self._claims.values())
         ranks = self._rank_owners([claim.owner for claim in claims])
-        ranked: list[tuple[KeepRank, Callable[[], KVCacheBlock | None]]] = [
-            (UNOWNED, self._find_loose),
-            (SHARED, self._find_shared),
+        ranked: list[tuple[KeepRank, _Claim | None, Callable[[], KVCacheBlock | None]]] = [
+            (UNOWNED, None, self._find_loose),
+            (SHARED, None, self._find_shared),
         ]
         ranked += [
-            (rank, lambda claim=claim: self._find_owned(claim))  # type: ignore[misc]
+            (rank, claim, partial(self._find_owned, claim))
             for rank, claim in zip(ranks, claims, strict=True)
         ]
-        ranked.sort(key=lambda entry: entry[0], reverse=True)
-        ordered = sorted(zip(ranks, range(len(claims)), strict=True), reverse=True)
-        self._order = [claims[number] for _, number in ordered]
+        ranked.sort(key=itemgetter(0), reverse=True)
+        self._order = [claim for _, claim, _ in ranked if claim is not None]
         self._keepers = None
-        return [find for _, find in ranked]
+        return [find for _, _, find in ranked]
 
     def _find_loose(self) -> KVCacheBlock | None:
         while self._loose:
@@ -291,7 +291,7 @@ class RetentionQueue(FreeKVCacheBlockQueue):
         return self._keepers
 
     def _keep_shared(self, claim: _Claim, keepers: dict[int, _Claim]) -> None:
-        """Note the blocks that `claim` shares, those aside that are noted."""
+        """Note the blocks that `claim` shares and nobody keeps for longer."""
         blocks, shared = claim.blocks, self._shared_claim
         # What is shared is a leading part.
         end = bisect_left(
