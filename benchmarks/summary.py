@@ -33,11 +33,8 @@ def pictures_of_point(results: Sequence[RunResult], directory: Path) -> None:
 def write(output: Path) -> None:
     """`summary.md` and one collapse curve per workload and kind of load, from all points."""
     points = [json.loads(path.read_text()) for path in sorted((output / "points").glob("*.json"))]
-    by_workload: dict[str, list[Json]] = defaultdict(list)
-    for point in points:
-        by_workload[point["config"]["workload"]].append(point)
     lines = ["# Sweep", "", *_legend(points), ""]
-    for name, own in by_workload.items():
+    for name, own in _by_workload(points).items():
         config = own[0]["config"]
         lines += [
             f"## {name}: {config['title']}", "",
@@ -56,6 +53,13 @@ def write(output: Path) -> None:
         lines += ["## Throughput", "", *_throughput(points), ""]
         lines += ["## Over all points", "", *_overall(points), ""]
     (output / "summary.md").write_text("\n".join(lines))
+
+
+def _by_workload(points: Sequence[Json]) -> dict[str, list[Json]]:
+    found: dict[str, list[Json]] = defaultdict(list)
+    for point in points:
+        found[point["config"]["workload"]].append(point)
+    return found
 
 
 def _legend(points: Sequence[Json]) -> Iterable[str]:
@@ -129,10 +133,7 @@ def _throughput(points: Sequence[Json]) -> Iterable[str]:
     yield ""
     yield "| | stock | saga | saga / stock | saga / static cap, worst |"
     yield "|---|---:|---:|---:|---:|"
-    by_workload: dict[str, list[Json]] = defaultdict(list)
-    for point in points:
-        by_workload[point["config"]["workload"]].append(point)
-    for name, own in by_workload.items():
+    for name, own in _by_workload(points).items():
         stock, ours = (max(_tasks(point, policy) for point in own) for policy in (STOCK, OURS))
         capped = [
             _tasks(point, OURS) / _tasks(point, cap)

@@ -48,8 +48,7 @@ class Price:
         """
         if not self._cost.known:
             return math.inf
-        tokens = sum(max(context.tokens, 1) for context in workflow.wanted())
-        in_its_place = tokens / self._capacity_tokens * max(residents, 1)
+        in_its_place = _tokens(workflow) / self._capacity_tokens * max(residents, 1)
         saved_s = self.again_s(workflow) * workflow.agent.reuse
         again = saved_s * (1.0 + self._cost.running)
         return again / max(self._weight * self._cost.spare * in_its_place, 1e-9)
@@ -69,7 +68,12 @@ class Price:
         """
         if not self._cost.known:
             return 0
-        context = sum(max(context.tokens, 1) for context in workflow.wanted())
-        again_s = self._cost.work_s(Step(1, context, 0)) * (1.0 + self._cost.running)
+        token_s = self._cost.work_s(Step(1, _tokens(workflow), 0))
+        again_s = token_s * (1.0 + self._cost.running)
         worth_s = self._overdraft * self._cost.spare * workflow.agent.cycle_s / (1 + held) ** 2
         return int(min(worth_s / max(again_s, 1e-9), self._capacity_tokens))
+
+
+def _tokens(workflow: Workflow) -> int:
+    """Tokens of the contexts that the workflow has not left."""
+    return sum(max(context.tokens, 1) for context in workflow.wanted())

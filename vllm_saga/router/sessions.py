@@ -64,11 +64,6 @@ class Session:
         """Whether no call of it has been answered."""
         return not self.calls_done and not self.begun
 
-    @property
-    def expected_need(self) -> float:
-        """Tokens of KV it needs on average until its end."""
-        return expected_need(self.agent, self.tokens, self.calls_left)
-
     def answered(self, arrival: Arrival, total_tokens: int, now: float) -> None:
         """A call of it has been answered, and left a context of `total_tokens`."""
         agent = self.agent
@@ -85,7 +80,7 @@ class Session:
         """Have its home count what it needs now."""
         self.uncount()
         if self.home is not None and not self.lost and not self.stale:
-            self.need = self.expected_need
+            self.need = expected_need(self.agent, self.tokens, self.calls_left)
             self.leaves_per_s = self.need / max(self.calls_left * self.agent.cycle_s, 1.0)
             self.home.count(1, self.need, self.leaves_per_s)
             self.counted = True
