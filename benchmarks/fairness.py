@@ -5,8 +5,8 @@
 The built-in ten-tenant mix arrives at a share of what stock vLLM can carry; then again with a
 further stream, three times as large, from one tenant: what the other nine send stays the same,
 session for session. On time is a session that takes at most 1.5 times its seconds alone on an idle
-engine. `vllm-roomy` is no policy but a reference: stock with a KV pool that holds everything, so
-that only the batch makes sessions slow. Tenants' figures pool the sessions of all seeds.
+engine. `vllm-roomy` is the reference with a KV pool that holds everything: there only the batch
+makes sessions slow. Tenants' figures pool the sessions of all seeds.
 """
 
 from __future__ import annotations
@@ -31,12 +31,10 @@ from vllm_saga.simulator import plots, presets, result, runner
 from vllm_saga.simulator.builtin import tenants
 from vllm_saga.simulator.command import run_with_bars, searched
 from vllm_saga.simulator.hardware import Hardware
-from vllm_saga.simulator.policies import BASELINE
+from vllm_saga.simulator.policies import ROOMY
 from vllm_saga.simulator.result import RunResult
 from vllm_saga.simulator.trace import Session
 
-ROOMY = "vllm-roomy"
-_ROOMY_TIMES = 100
 #: A stream of sessions that no seed of a run is likely to name.
 _FURTHER = 1_000_003
 #: Key, heading, format.
@@ -207,11 +205,7 @@ def _found_rate(
 
 
 def _job(engine: Hardware, arm: str, works: tuple[Session, ...], seed: int) -> runner.Job:
-    pool = engine.kv_tokens
-    if arm == ROOMY:
-        arm, engine = BASELINE, msgspec.structs.replace(engine, kv_tokens=_ROOMY_TIMES * pool)
-    load = loads.Open(trace=True)
-    return runner.Experiment(works, load, engine, len(works), max_context=pool), arm, seed
+    return runner.Experiment(works, loads.Open(trace=True), engine, len(works)), arm, seed
 
 
 def _on_time(slowdowns: Sequence[float]) -> float:

@@ -11,11 +11,12 @@ from statistics import fmean, geometric_mean
 from typing import Any
 
 from vllm_saga.simulator import plots
+from vllm_saga.simulator.policies import ROOMY
 from vllm_saga.simulator.ratios import TIE
 from vllm_saga.simulator.result import RunResult
 
-#: Policies that look into the future, or were searched for on the same work: no rivals.
-REFERENCES = ("farthest-next-use", "saga-oracle", "saga-farthest")
+#: Policies that look into the future or have a pool for everything: no rivals.
+REFERENCES = ("farthest-next-use", "saga-oracle", "saga-farthest", ROOMY)
 OURS = "saga"
 #: The same with less, or with something false, to go by.
 VARIANTS = ("saga-ends", "saga-lineage", "saga-toolless", "saga-hinted", "saga-misled")
@@ -156,6 +157,13 @@ def _overall(points: Sequence[Json]) -> Iterable[str]:
         f"{geometric_mean(gains):.2f}x, worst {min(gains):.2f}x. Against stock: geometric mean "
         f"{geometric_mean(stock):.2f}x, worst {min(stock):.2f}x."
     )
+    if all(_runs(point, ROOMY) for point in points):
+        most = [_best_rival(point)[1] / _mean(point, ROOMY) for point in points]
+        yield ""
+        yield (
+            f"Bound: a pool that holds everything ({ROOMY}) would be {geometric_mean(most):.2f}x "
+            "ahead of the strongest rivals."
+        )
 
 
 def _curve(points: Sequence[Json], path: Path, kind: str) -> None:

@@ -30,7 +30,7 @@ from vllm_saga.simulator.command import run_with_bars, searched
 POLICIES = (
     "vllm", "vllm-priority", "static-cap:auto", "thunderagent", "continuum", "kvflow", "plas",
     "saga-paper", "fixed-ttl:1", "fixed-ttl:10", "fixed-ttl:60", "farthest-next-use",
-    "saga-oracle", "saga",
+    "vllm-roomy", "saga-oracle", "saga",
 )  # fmt: skip
 console = Console()
 

@@ -118,6 +118,21 @@ def test_saga_does_nothing_while_all_fits_and_helps_when_it_does_not():
     assert completion(tight, "vllm") > 1.3 * completion(tight, "saga")
 
 
+def test_a_pool_that_holds_everything_is_the_bound():
+    roomy, tight = (experiment(many(24, first=1500), lanes=n) for n in (2, 14))
+
+    def figures(question, policy):
+        made = result.summarise(runner.run(question, policy, 0))
+        assert made["policy"] == policy
+        return made["task_completion_s"]["mean"], made["recomputed_tokens"]
+
+    assert figures(roomy, policies.ROOMY) == figures(roomy, "vllm")
+    best_s, computed = figures(tight, policies.ROOMY)
+    for policy in ("vllm", "saga"):
+        took_s, again = figures(tight, policy)
+        assert best_s < took_s and computed < again / 100
+
+
 @pytest.mark.parametrize("placement", PLACEMENTS)
 def test_several_engines_share_the_work_on_one_clock(placement):
     question = experiment(many(20), lanes=10, replicas=3, placement=placement)

@@ -12,6 +12,8 @@ from multiprocessing import get_context
 from statistics import fmean
 from typing import Any
 
+import msgspec
+
 from vllm_saga.simulator import load as loads
 from vllm_saga.simulator import policies
 from vllm_saga.simulator.cluster import Cluster, Setup
@@ -95,6 +97,8 @@ def run_setup(
 ) -> RunResult:
     """One policy on sessions that are chosen already."""
     began = time.perf_counter()
+    if policy == policies.ROOMY:
+        setup = _roomy(setup)
     cluster = Cluster(setup, policies.maker(policy), on_progress)
     cluster.run()
     replicas, hardware = cluster.replicas, setup.hardware
@@ -117,6 +121,19 @@ def run_setup(
         notes=_notes(cluster),
         block_size=hardware.block_size,
     )
+
+
+def _roomy(setup: Setup) -> Setup:
+    """The same on engines each of which can keep all that the sessions ever compute."""
+    hardware = setup.hardware
+    computed = sum(
+        call.new_tokens + call.reusable_tokens * (not index) + call.output_tokens
+        + hardware.block_size
+        for session in setup.sessions
+        for index, call in enumerate(session.calls)
+    )  # fmt: skip
+    pool = max(computed, hardware.kv_tokens)
+    return replace(setup, hardware=msgspec.structs.replace(hardware, kv_tokens=pool))
 
 
 def _notes(cluster: Cluster) -> dict[str, Any]:

@@ -27,9 +27,13 @@ from vllm_saga.simulator.policies.thunderagent import ThunderAgent
 
 PolicyMaker = Callable[[ClusterView], Policy]
 
+BASELINE = "vllm"
+#: No policy, but a reference: stock on engines whose KV pool holds all that a run computes.
+ROOMY = "vllm-roomy"
+
 #: name -> maker, for policies without a parameter.
 PLAIN: dict[str, PolicyMaker] = {
-    "vllm": Policy,
+    BASELINE: Policy,
     "vllm-priority": SessionAge,
     "thunderagent": ThunderAgent,
     "thunderagent-origin": partial(ThunderAgent, origin_only=True),
@@ -47,13 +51,13 @@ PLAIN: dict[str, PolicyMaker] = {
     "saga-misled": SagaMisled,
     "saga-oracle": SagaOracle,
     "saga-farthest": SagaFarthest,
+    ROOMY: Policy,
 }
 #: name -> (parameter's letter, its type, maker): written `name:VALUE`.
 WITH_PARAMETER: dict[str, tuple[str, type[int] | type[float], Callable[..., Policy]]] = {
     "static-cap": ("N|auto", int, StaticCap),
     "fixed-ttl": ("S", float, FixedTTL),
 }
-BASELINE = "vllm"
 
 
 class UnknownPolicy(ValueError):
