@@ -55,3 +55,10 @@ def test_a_sweep_goes_on_where_it_stopped(tmp_path):
     [row] = [line for line in text.splitlines() if line.startswith("| W3 |")]
     assert len([cell for cell in row.split("|") if cell.strip()]) == 5
     assert (output / "W3-overcommit.png").stat().st_size > 10_000
+
+    assert "Bound:" not in text
+    run(tmp_path, "--overcommit", "1.0,1.5", "--policies", "vllm-roomy")
+    text = (output / "summary.md").read_text()
+    assert "Bound: a pool that holds everything" in text
+    [rivals] = [line for line in text.splitlines() if line.startswith("| *strongest rival*")]
+    assert "| vllm-roomy |" in text and "vllm-roomy" not in rivals
