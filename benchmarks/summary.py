@@ -150,7 +150,8 @@ def _tasks(point: Json, policy: str) -> float:
 
 
 def _overall(points: Sequence[Json]) -> Iterable[str]:
-    gains = [_best_rival(point)[1] / _mean(point, OURS) for point in points]
+    rivals = [_best_rival(point)[1] for point in points]
+    gains = [mean / _mean(point, OURS) for point, mean in zip(points, rivals, strict=True)]
     stock = [_mean(point, STOCK) / _mean(point, OURS) for point in points]
     yield (
         f"{len(points)} points. Against the strongest rival of each point: geometric mean "
@@ -158,7 +159,7 @@ def _overall(points: Sequence[Json]) -> Iterable[str]:
         f"{geometric_mean(stock):.2f}x, worst {min(stock):.2f}x."
     )
     if all(_runs(point, ROOMY) for point in points):
-        most = [_best_rival(point)[1] / _mean(point, ROOMY) for point in points]
+        most = [mean / _mean(point, ROOMY) for point, mean in zip(points, rivals, strict=True)]
         yield ""
         yield (
             f"Bound: a pool that holds everything ({ROOMY}) would be {geometric_mean(most):.2f}x "

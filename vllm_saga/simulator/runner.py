@@ -127,7 +127,7 @@ def _roomy(setup: Setup) -> Setup:
     """The same on engines each of which can keep all that the sessions ever compute."""
     hardware = setup.hardware
     computed = sum(
-        call.new_tokens + call.reusable_tokens * (not index) + call.output_tokens
+        (call.new_tokens if index else call.prompt_tokens) + call.output_tokens
         + hardware.block_size
         for session in setup.sessions
         for index, call in enumerate(session.calls)
