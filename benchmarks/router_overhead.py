@@ -317,8 +317,6 @@ async def compare(
 ) -> None:
     ports = [free_port(), free_port()]
     # A full collection here takes 30 ms, which would count as some router's.
-    gc.collect()
-    gc.freeze()
     gc.disable()
     spawn = multiprocessing.get_context("spawn")
     engines = spawn.Process(target=serve_engines, args=(ports, gap_s), daemon=True)
