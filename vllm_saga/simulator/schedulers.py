@@ -43,18 +43,13 @@ _CLASSES: Mapping[tuple[str, bool], type] = {
 
 
 @cache
-def _model_dir() -> tempfile.TemporaryDirectory[str]:
-    """A model's config.json, which is all that a scheduler needs of a model."""
-    directory = tempfile.TemporaryDirectory(prefix="saga-model-")
-    (Path(directory.name) / "config.json").write_text(json.dumps(_MODEL))
-    return directory
-
-
-@cache
 def _model_config(max_model_len: int) -> ModelConfig:
-    return ModelConfig(
-        model=_model_dir().name, skip_tokenizer_init=True, max_model_len=max_model_len, seed=0
-    )
+    """Of a model without weights: a scheduler needs no more, and vLLM reads its file once."""
+    with tempfile.TemporaryDirectory(prefix="saga-model-") as directory:
+        (Path(directory) / "config.json").write_text(json.dumps(_MODEL))
+        return ModelConfig(
+            model=directory, skip_tokenizer_init=True, max_model_len=max_model_len, seed=0
+        )
 
 
 def make_scheduler(
