@@ -94,6 +94,14 @@ def test_hardware_that_is_no_json_is_refused_by_name(data, tmp_path):
         presets.load(file)
 
 
+def test_hardware_with_a_number_that_no_float_holds_is_refused_by_name(tmp_path):
+    file = tmp_path / "mine.json"
+    given = presets.msgspec.json.encode(presets.load("llama3-70b-4xa100"))
+    file.write_bytes(given.replace(b'"kv_tokens":', b'"kv_tokens":1' + b"0" * 400))
+    with pytest.raises(HardwareError, match=r"mine\.json.*kv_tokens: must be at most"):
+        presets.load(file)
+
+
 @pytest.mark.parametrize("data", [DEEP, b'{"calls": ' + DEEP, b'{"requests": 1}\n' + DEEP])
 def test_a_trace_that_is_nested_without_end_is_refused_by_name(data, tmp_path):
     file = tmp_path / "mine.jsonl"

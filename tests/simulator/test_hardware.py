@@ -268,6 +268,8 @@ def test_a_file_that_is_no_json_or_is_not_there(tmp_path) -> None:
     [
         ({"bandwidth": 0.0}, "bandwidth: 0.0 must be positive"),
         ({"peak_flops": math.inf}, "peak_flops: inf is not a finite number"),
+        ({"peak_flops": 10**400}, "peak_flops: must be at most 1e+30"),
+        ({"bandwidth": 1e-300}, "bandwidth: 1e-300 must be at least 1e-30"),
         ({"flops_per_pair": math.nan}, "flops_per_pair: nan is not a finite number"),
         ({"overhead_s": -1e-3}, "overhead_s: -0.001 must be at least 0"),
         ({"memory_efficiency": 1.2}, "memory_efficiency: 1.2 is more than 1"),

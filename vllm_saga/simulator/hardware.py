@@ -24,6 +24,9 @@ from typing import NamedTuple
 
 import msgspec
 
+#: What a number may be: whatever is made of two or three of them is a finite number then.
+_RANGE = (1e-30, 1e30)
+
 
 class HardwareError(ValueError):
     """A hardware description that cannot be used; the message names the field, or the file."""
@@ -216,13 +219,19 @@ def call_alone_s(
 
 
 def _check_numbers(struct: msgspec.Struct, zero: Iterable[str]) -> None:
-    """Every number of `struct` is finite, and positive (or 0, for the fields in `zero`)."""
+    """Every number of `struct` is finite, and within `_RANGE` (or 0, for the fields in `zero`)."""
+    least, most = _RANGE
     for name in struct.__struct_fields__:
         value = getattr(struct, name)
         if name in ("name", "source") or isinstance(value, msgspec.Struct | None):
             continue
-        if not isinstance(value, int | float) or not math.isfinite(value):
+        if not isinstance(value, int | float) or value != value or abs(value) == math.inf:
             raise HardwareError(f"{name}: {value!r} is not a finite number")
+        # An integer can be too long for a message, or for a float.
+        if abs(value) > most:
+            raise HardwareError(f"{name}: must be at most {most:g}")
         if value < 0 or (value == 0 and name not in zero):
-            least = "at least 0" if name in zero else "positive"
-            raise HardwareError(f"{name}: {value} must be {least}")
+            allowed = "at least 0" if name in zero else "positive"
+            raise HardwareError(f"{name}: {value} must be {allowed}")
+        if 0 < value < least:
+            raise HardwareError(f"{name}: {value} must be at least {least:g}")
