@@ -7,7 +7,7 @@ import pytest
 from vllm_saga.config import CONFIG_VARIABLE, ConfigError, load_config
 from vllm_saga.policy.clients import Rules, identify
 from vllm_saga.policy.messages import MessageLineage
-from vllm_saga.router.backends import AddressError, Backends, BackendsFile
+from vllm_saga.router.backends import Address, AddressError, Backends, BackendsFile
 from vllm_saga.router.health import Health
 from vllm_saga.router.placement import make_placer
 from vllm_saga.router.reports import ReportError, parse_metrics, parse_state
@@ -84,6 +84,12 @@ def test_a_list_of_backends_that_is_no_text_is_refused_and_later_ones_are_read(t
     path.write_bytes(b"http://third:1")
     assert file.update(backends)
     assert [backend.name for backend in backends] == ["third:1"]
+
+
+@pytest.mark.parametrize("text", ["https://[:1]:9/path/", "http://[::1]:x"])
+def test_a_backend_whose_port_is_no_number_is_refused(text):
+    with pytest.raises(AddressError, match="no URL"):
+        Address.parse(text)
 
 
 @pytest.mark.parametrize("data", [b'{"name": "\xff"}', DEEP])

@@ -36,9 +36,11 @@ class Address:
         """
         try:
             url = URL(text.strip())
+            # Reads host and port, which yarl does only when they are wanted.
+            origin = str(url.origin()) if url.host else ""
         except ValueError as error:
             raise AddressError(f"{text!r} is no URL: {error}") from None
-        if url.scheme not in ("http", "https") or not url.host:
+        if url.scheme not in ("http", "https") or not origin:
             raise AddressError(f"{text!r} is no backend: http://host:port or http://host:port#rank")
         if url.query_string or url.user is not None:
             raise AddressError(f"{text!r}: a backend has neither a query nor a user")
@@ -46,9 +48,8 @@ class Address:
             raise AddressError(f"{text!r}: what follows # is a data-parallel rank: 0, 1, ...")
         rank = int(url.fragment) if url.fragment else None
         path = url.raw_path.rstrip("/")
-        server = str(url.origin()) + path
         name = f"{url.host}:{url.port}{path}" + ("" if rank is None else f"-dp{rank}")
-        return cls(server, rank, name)
+        return cls(origin + path, rank, name)
 
 
 def parse_list(text: str) -> list[Address]:
