@@ -100,7 +100,7 @@ def main(
 
 
 def _wide() -> Console:
-    return Console(width=max(console.width, 120))
+    return Console(width=max(console.width, 140))
 
 
 def show_outputs(found: list[outputs.Outcome]) -> None:

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -34,6 +34,7 @@ CPU = "cpu_s"
 METRICS = {
     "request_throughput": "requests/s",
     "mean_ttft_ms": "mean TTFT",
+    "median_ttft_ms": "median TTFT",
     "p99_ttft_ms": "p99 TTFT",
     "mean_itl_ms": "mean ITL",
     CPU: "CPU/request",
@@ -45,6 +46,7 @@ _QUESTION, _TURNS, _LETTERS = 80, 4, "abcdefghijklmnopqrstuvwxyz "
 _BLOCKS = 768
 #: Conversations whose turns mix.
 _AT_A_TIME = 12
+_ROUNDS_A_START = 3
 
 Say = Callable[[str], None]
 
@@ -170,39 +172,54 @@ def conversations(requests: int, seed: int) -> list[dict[str, Any]]:
 
 
 async def run(plan: Plan, say: Say) -> tuple[dict[str, float], list[Cell]]:
-    """What stock can carry of each kind (requests/s), and every cell.
+    """What stock can carry of each kind (requests/s, at the last start), and every cell.
+
+    Cells are also in `cells.jsonl` as soon as they are measured. Servers are started anew for each
+    kind and every `_ROUNDS_A_START` rounds: a process keeps a speed of its own while it lives.
 
     Raises:
         ServerError: a server does not serve, or a request has failed.
     """
     plan.output.mkdir(parents=True, exist_ok=True)
+    capacity: dict[str, float] = {}
+    cells: list[Cell] = []
+    seeds = itertools.count(10_000 * (plan.seed + 1))
+    starts = itertools.product((SINGLE, TURNS), range(0, plan.rounds, _ROUNDS_A_START))
+    with (
+        Bench(plan, plan.output / "bench.log") as bench,
+        (plan.output / "cells.jsonl").open("w", buffering=1) as kept,
+    ):
+        for kind, first in starts:
+            rounds = range(first, min(first + _ROUNDS_A_START, plan.rounds))
+            async with AsyncExitStack() as stack:
+                logs = plan.output / f"{kind}-{first + 1}"
+                servers = await _start(plan, logs, stack, say)
+                capacity[kind] = await _capacity(plan, bench, servers, kind, seeds)
+                say(f"{kind}: stock carries {capacity[kind]:.2f} requests/s")
+                for number, load in itertools.product(rounds, LOADS):
+                    rate, seed = load * capacity[kind], next(seeds)
+                    requests = max(round(rate * plan.seconds), 8)
+                    for arm in turn(number + LOADS.index(load)):
+                        values = await bench.measure(servers[arm], kind, requests, rate, seed)
+                        cells.append(Cell(kind, load, number, arm, values))
+                        kept.write(json.dumps(asdict(cells[-1])) + "\n")
+                    say(f"{kind}: round {number + 1} of {plan.rounds}, load {load:.0%}")
+    return capacity, cells
+
+
+async def _start(plan: Plan, logs: Path, stack: AsyncExitStack, say: Say) -> dict[str, Server]:
+    """A server of each arm, until `stack` closes."""
     options = tiny_server(
         plan.model, _BLOCKS, "--load-format", "safetensors",
         max_num_seqs=32, max_num_batched_tokens=2048, stream_interval=1,
     )  # fmt: skip
     vllm = Path(sys.executable).with_name("vllm")
-    servers: dict[str, Server] = {}
-    capacity: dict[str, float] = {}
-    cells: list[Cell] = []
-    async with AsyncExitStack() as stack:
-        bench = stack.enter_context(Bench(plan, plan.output / "bench.log"))
-        for arm, scheduler in ARMS.items():
-            say(f"starting {arm}")
-            log = plan.output / f"{arm}.log"
-            servers[arm] = await stack.enter_async_context(Server(options, scheduler, log, vllm))
-        seeds = itertools.count(10_000 * (plan.seed + 1))
-        for kind in (SINGLE, TURNS):
-            capacity[kind] = await _capacity(plan, bench, servers, kind, seeds)
-            say(f"{kind}: stock carries {capacity[kind]:.2f} requests/s")
-            for number, load in itertools.product(range(plan.rounds), LOADS):
-                rate = load * capacity[kind]
-                requests = max(round(rate * plan.seconds), 8)
-                seed = next(seeds)
-                for arm in turn(number + LOADS.index(load)):
-                    values = await bench.measure(servers[arm], kind, requests, rate, seed)
-                    cells.append(Cell(kind, load, number, arm, values))
-                say(f"{kind}: round {number + 1} of {plan.rounds}, load {load:.0%}")
-    return capacity, cells
+    servers = {}
+    for arm, scheduler in ARMS.items():
+        say(f"starting {arm}")
+        server = Server(options, scheduler, logs / f"{arm}.log", vllm)
+        servers[arm] = await stack.enter_async_context(server)
+    return servers
 
 
 def turn(number: int) -> Sequence[str]:
