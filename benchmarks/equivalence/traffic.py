@@ -13,9 +13,9 @@ import os
 import random
 import shlex
 import sys
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import AsyncExitStack
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -191,9 +191,7 @@ async def run(plan: Plan, say: Say) -> tuple[dict[str, float], list[Cell]]:
     ):
         for kind, first in starts:
             rounds = range(first, min(first + _ROUNDS_A_START, plan.rounds))
-            async with AsyncExitStack() as stack:
-                logs = plan.output / f"{kind}-{first + 1}"
-                servers = await _start(plan, logs, stack, say)
+            async with _servers(plan, plan.output / f"{kind}-{first + 1}", say) as servers:
                 capacity[kind] = await _capacity(plan, bench, servers, kind, seeds)
                 say(f"{kind}: stock carries {capacity[kind]:.2f} requests/s")
                 for number, load in itertools.product(rounds, LOADS):
@@ -207,19 +205,21 @@ async def run(plan: Plan, say: Say) -> tuple[dict[str, float], list[Cell]]:
     return capacity, cells
 
 
-async def _start(plan: Plan, logs: Path, stack: AsyncExitStack, say: Say) -> dict[str, Server]:
-    """A server of each arm, until `stack` closes."""
+@asynccontextmanager
+async def _servers(plan: Plan, logs: Path, say: Say) -> AsyncIterator[dict[str, Server]]:
+    """A server of each arm, its log in `logs`."""
     options = tiny_server(
         plan.model, _BLOCKS, "--load-format", "safetensors",
         max_num_seqs=32, max_num_batched_tokens=2048, stream_interval=1,
     )  # fmt: skip
     vllm = Path(sys.executable).with_name("vllm")
     servers = {}
-    for arm, scheduler in ARMS.items():
-        say(f"starting {arm}")
-        server = Server(options, scheduler, logs / f"{arm}.log", vllm)
-        servers[arm] = await stack.enter_async_context(server)
-    return servers
+    async with AsyncExitStack() as stack:
+        for arm, scheduler in ARMS.items():
+            say(f"starting {arm}")
+            server = Server(options, scheduler, logs / f"{arm}.log", vllm)
+            servers[arm] = await stack.enter_async_context(server)
+        yield servers
 
 
 def turn(number: int) -> Sequence[str]:

@@ -63,9 +63,9 @@ class Process:
     def start(self, env: Mapping[str, str]) -> None:
         """Raises OSError: `log` cannot be written, or there is no such program."""
         self.log.parent.mkdir(parents=True, exist_ok=True)
-        # In our session: Linux shares cores between sessions first (autogroup), and the client of a
-        # busy server of another session waits for up to a second.
         with self.log.open("wb") as out:
+            # In our session: Linux shares cores between sessions first (autogroup), and the client
+            # of a busy server of another session waits for up to a second.
             self._process = subprocess.Popen(
                 self.command, stdout=out, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL,
                 env=dict(env), process_group=0,

@@ -225,9 +225,9 @@ def _check_numbers(struct: msgspec.Struct, zero: Iterable[str]) -> None:
         value = getattr(struct, name)
         if name in ("name", "source") or isinstance(value, msgspec.Struct | None):
             continue
-        if not isinstance(value, int | float) or value != value or abs(value) == math.inf:
+        # Not of integers, which may be too large for a float, and too long for a message.
+        if not isinstance(value, int) and not (isinstance(value, float) and math.isfinite(value)):
             raise HardwareError(f"{name}: {value!r} is not a finite number")
-        # An integer can be too long for a message, or for a float.
         if abs(value) > most:
             raise HardwareError(f"{name}: must be at most {most:g}")
         if value < 0 or (value == 0 and name not in zero):
