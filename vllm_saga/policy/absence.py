@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 from vllm_saga.policy import decisions, tally
 from vllm_saga.policy.agenda import Agenda
 from vllm_saga.policy.price import Price
@@ -13,8 +15,12 @@ from vllm_saga.policy.workflow import Workflow, WorkflowTable
 
 _Absence = tuple[Workflow, float]
 """A workflow, and since when it is idle."""
+_Way = tuple[Workflow, float]
+"""A resident, and when it gives way."""
 
-# The least time for which an engine with nothing to run waits for a resident to return.
+# So little likely to return, a workflow counts as one that has ended, until it returns.
+_DOUBT = 0.5
+# For so long an engine with nothing to run waits for a resident while costs are not known.
 _IDLE_ENGINE_S = 1.0
 # A workflow that is not back after so many times the gap it declared is late.
 _LATE = 2.0
@@ -28,6 +34,11 @@ class Absences:
     computing it again (`GapModel.give_way_s`). And an engine that has nothing to run while calls
     are held waits no longer than computing the cheapest resident again would take: so it never
     loses more than twice (ski rental).
+
+    What is learned while a workflow is away counts for it, too: it is judged anew when its return
+    becomes doubtful, and then whenever its absence has doubled. From that doubt on its class counts
+    it as ended, until it returns: else those who never do would be missing in what is known of all,
+    for as long as the last of them might.
     """
 
     def __init__(
@@ -47,29 +58,37 @@ class Absences:
         self._give_up = give_up
         self._counts = counts
         self._timeline = timeline
-        self._ends: Agenda[_Absence] = Agenda(self._lasts)
-        self._ways: Agenda[_Absence] = Agenda(self._lasts_as_resident)
+        self._reviews: Agenda[_Absence] = Agenda(self._lasts)
+        self._ways: Agenda[_Way] = Agenda(self._gives_way)
         self._busy_at = 0.0
 
     def __len__(self) -> int:
-        return len(self._ends) + len(self._ways)
+        return len(self._reviews) + len(self._ways)
 
     def wake(self, workflow: Workflow, now: float) -> float:
         """A workflow comes back (or comes for the first time); returns how long it was away, s."""
         if not self._table.wake(workflow):
             return 0.0
-        if workflow.stale:
-            workflow.stale = False
-            workflow.agent.retract_end_after(workflow.tool, workflow.calls_done)
         gap_s = now - workflow.idle_since
-        gaps = workflow.agent.gaps_after(workflow.tool)
+        if workflow.known:
+            self._note_return(workflow, gap_s)
+        return gap_s
+
+    def _note_return(self, workflow: Workflow, gap_s: float) -> None:
+        agent = workflow.agent
+        self._count_calls(workflow)
+        workflow.stale = False
+        workflow.gives_way_at = math.inf
+        if workflow.doubted:
+            workflow.doubted = False
+            agent.retract_end_after(workflow.tool, workflow.calls_done)
+        gaps = agent.gaps_after(workflow.tool)
         expected_s, declared_s = gaps.quantile_s(0.5), _declared_gap_s(workflow)
         self._count_gap(gap_s, expected_s)
         if declared_s is not None:
-            workflow.agent.declared_gaps.observe(declared_s, expected_s, gap_s)
+            agent.declared_gaps.observe(declared_s, expected_s, gap_s)
         gaps.observe_return(gap_s)
         self._retention.on_return(workflow, gap_s)
-        return gap_s
 
     def rest(self, workflow: Workflow, now: float) -> None:
         """A workflow has no call in flight: it is in a gap, or it has ended."""
@@ -79,11 +98,7 @@ class Absences:
             return
         self._table.rest(workflow, now)
         if workflow.known:
-            patience, way = self._limits_s(workflow)
-            absence, idle = (workflow, now), len(self._table.idle)
-            self._ends.add(now + patience, absence, idle)
-            if workflow.resident and way < patience:
-                self._ways.add(now + way, absence, idle)
+            self._judge(workflow, now)
             for context in workflow.contexts():
                 self._retention.on_rest(context, now)
 
@@ -97,20 +112,52 @@ class Absences:
         """Nothing more is expected of a workflow."""
         self._residency.leave(workflow)
         if workflow.known and not workflow.stale:
-            agent, calls = workflow.agent, workflow.calls_done
             if workflow.first_declared is not None:
-                agent.declared_calls.observe(*workflow.first_declared, calls)
-            agent.observe_end_after(workflow.tool, calls)
+                declared = workflow.agent.declared_calls
+                declared.observe(*workflow.first_declared, workflow.calls_done)
+            self._count_end(workflow)
             self._retention.on_end(workflow)
             self._counts.see(tally.TASK_S, workflow.idle_since - workflow.began_at)
 
-    def presume_ends(self, now: float) -> None:
-        """Workflows away for longer than their class's patience have most likely ended."""
-        while (over := self._ends.take(now)) is not None:
-            workflow = over[1][0]
+    def _count_end(self, workflow: Workflow) -> None:
+        """Its class learns that it has ended; once, unless it returns."""
+        if not workflow.doubted:
+            workflow.doubted = True
+            self._count_calls(workflow)
+            workflow.agent.observe_end_after(workflow.tool, workflow.calls_done)
+
+    def _count_calls(self, workflow: Workflow) -> None:
+        """Its class learns how far it has come, now that it is known whether it went on."""
+        for calls in range(workflow.calls_counted + 1, workflow.calls_done + 1):
+            workflow.agent.observe_progress(calls)
+        workflow.calls_counted = workflow.calls_done
+
+    def review(self, now: float) -> None:
+        """Judge the absences anew whose time it is."""
+        while (due := self._reviews.take(now)) is not None:
+            self._judge(due[1][0], now)
+
+    def _judge(self, workflow: Workflow, now: float) -> None:
+        """What an absence means by what is known now; and when it is judged again."""
+        since = workflow.idle_since
+        doubt, patience, way = self._limits_s(workflow)
+        if now >= since + patience:
             self._take_leave(workflow)
             workflow.stale = True
             workflow.note(now, decisions.PRESUMED_ENDED, decisions.AWAY)
+            return
+        if now >= since + doubt:
+            self._count_end(workflow)
+            if workflow.resident:
+                self._residency.update(workflow)
+            again = min(2.0 * (now - since), patience)
+        else:
+            again = doubt
+        idle = len(self._table.idle)
+        self._reviews.add(since + again, (workflow, since), idle)
+        if workflow.resident and way < patience and since + way != workflow.gives_way_at:
+            workflow.gives_way_at = since + way
+            self._ways.add(workflow.gives_way_at, (workflow, workflow.gives_way_at), idle)
 
     def note_busy(self, now: float) -> None:
         """The engine has something to run, or nothing is held."""
@@ -118,38 +165,39 @@ class Absences:
 
     def use_idle_engine(self, now: float) -> None:
         """There are held calls, and none that could run."""
-        residents = self._residency.residents
-        if now - self._busy_at >= _IDLE_ENGINE_S and residents:
+        residents, idle_s = self._residency.residents, now - self._busy_at
+        if residents and (self._price.known or idle_s >= _IDLE_ENGINE_S):
             cheapest = min(residents, key=self._price.again_s)
-            if now - self._busy_at >= self._price.again_s(cheapest):
+            if idle_s >= self._price.again_s(cheapest):
                 self._leave(cheapest, decisions.IDLE_ENGINE, now)
 
     def give_way(self, blocks: int, now: float) -> None:
         """Residents who are away too long for their KV's worth leave, if that frees `blocks`."""
-        leaving: list[tuple[float, _Absence]] = []
+        leaving: list[tuple[float, _Way]] = []
         most = 0
         while most < blocks and (entry := self._ways.take(now)) is not None:
             leaving.append(entry)
             most += self._residency.promised_blocks(entry[1][0])
-        for when, absence in leaving:
+        for when, way in leaving:
             if most < blocks:
-                self._ways.add(when, absence, len(self._table.idle))
+                self._ways.add(when, way, len(self._table.idle))
             else:
-                self._leave(absence[0], decisions.WORTH_LESS, now)
+                self._leave(way[0], decisions.WORTH_LESS, now)
 
-    def _limits_s(self, workflow: Workflow) -> tuple[float, float]:
-        """Idle seconds after which it is presumed to have ended, and after which it gives way."""
+    def _limits_s(self, workflow: Workflow) -> tuple[float, float, float]:
+        """Idle seconds after which its return is in doubt, its end presumed, and it gives way."""
         gaps = workflow.agent.gaps_after(workflow.tool)
-        patience = gaps.patience_s(self._give_up)
+        doubt, patience = gaps.patience_s(_DOUBT), gaps.patience_s(self._give_up)
         break_even = self._price.break_even_s(workflow, len(self._residency.residents))
         hint = workflow.hint
         if hint is not None and hint.ttl_s is not None:
             patience = max(patience, hint.ttl_s)
         declared_s = _declared_gap_s(workflow)
         if declared_s is None or not workflow.agent.declared_gaps.believed:
-            return patience, gaps.give_way_s(break_even)
+            return doubt, patience, gaps.give_way_s(break_even)
         late_s = _LATE * declared_s
-        return max(patience, late_s), 0.0 if declared_s > break_even else late_s
+        way = 0.0 if declared_s > break_even else late_s
+        return max(doubt, late_s), max(patience, late_s), way
 
     def _leave(self, workflow: Workflow, why: str, now: float) -> None:
         self._residency.leave(workflow)
@@ -169,8 +217,9 @@ class Absences:
         idle = workflow in self._table.idle
         return idle and workflow.idle_since == since and not workflow.stale
 
-    def _lasts_as_resident(self, absence: _Absence) -> bool:
-        return absence[0].resident and self._lasts(absence)
+    def _gives_way(self, way: _Way) -> bool:
+        workflow, when = way
+        return workflow.resident and workflow.gives_way_at == when
 
 
 def _declared_gap_s(workflow: Workflow) -> float | None:

@@ -60,6 +60,7 @@ class AgentClass:
         self.tools: ToolGraph = ToolGraph(self.gaps, self._growth)
         self.shared_blocks = 0
         self._last_first_chain: Chain = ()
+        self._everyone = everyone
         self._anonymous_first = 0.0
         self._anonymous_continued = 0.0
 
@@ -86,22 +87,36 @@ class AgentClass:
 
     def observe_anonymous_first(self) -> None:
         """A call arrived that named no session and continued none."""
+        if self._everyone is not None:
+            self._everyone.observe_anonymous_first()
         if self._anonymous_first > _MEAN_WINDOW:
             self._anonymous_first *= 0.5
             self._anonymous_continued *= 0.5
         self._anonymous_first += 1.0
 
     def observe_anonymous_continued(self) -> None:
-        """A context that had named no session was continued by a second call."""
+        """A session that nobody had named was continued by a second call."""
+        if self._everyone is not None:
+            self._everyone.observe_anonymous_continued()
         self._anonymous_continued += 1.0
 
     @property
     def agentic(self) -> bool:
         """Whether a first call without a session id most likely starts a workflow."""
-        return (
-            self._anonymous_first >= _MIN_FIRST_CALLS
-            and self._anonymous_continued >= _AGENTIC_SHARE * self._anonymous_first
-        )
+        return self._anonymous_first >= _MIN_FIRST_CALLS and self._mostly_continued
+
+    @property
+    def continues(self) -> bool:
+        """Whether a first call without a session id that is continued most likely started a
+        workflow: unless most are not, of this class, or where it is new, of all.
+        """
+        if self._anonymous_first < _MIN_FIRST_CALLS:
+            return self._everyone is None or self._everyone.continues
+        return self._mostly_continued
+
+    @property
+    def _mostly_continued(self) -> bool:
+        return self._anonymous_continued >= _AGENTIC_SHARE * self._anonymous_first
 
     def remaining_calls(self, calls_done: int) -> float:
         """Calls that a workflow which made `calls_done` is expected to make before it ends."""

@@ -131,14 +131,21 @@ class Identity:
         if self._lineage is not None:
             context = self._lineage.find(arrival)
             if context is not None:
-                workflow = context.session.workflow
-                if not workflow.known:
-                    workflow.known = True
-                    agent.observe_anonymous_continued()
+                self._recognize(context.session, agent)
                 return context.session
         agent.observe_anonymous_first()
         key = (arrival.tenant, anonymous_id(arrival.call_id))
         return table.create(key, agent, known=agent.agentic)
+
+    def _recognize(self, session: Session, agent: AgentClass) -> None:
+        """A session that nobody named is continued: is it an agent's, or does a prompt by chance
+        begin as an earlier one? That happens once, hardly ever twice.
+        """
+        if is_anonymous(session.key) and not session.continued:
+            session.continued = True
+            agent.observe_anonymous_continued()
+        workflow = session.workflow
+        workflow.known |= agent.continues or workflow.calls_done > 1
 
     def _parent(self, arrival: Arrival, agent: AgentClass) -> Session | None:
         """The parent's session; made if its own first call has not been seen yet."""

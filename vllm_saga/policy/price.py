@@ -32,6 +32,11 @@ class Price:
         self._weight = 2.0 * (1.0 - patience) / (0.5 + patience)
         self._capacity_tokens = capacity_tokens
 
+    @property
+    def known(self) -> bool:
+        """Whether enough steps were timed to speak of costs."""
+        return self._cost.known
+
     def prefill_s(self, tokens: int) -> float:
         """Engine seconds to compute a context of `tokens` tokens."""
         return self._cost.prefill_s(tokens)

@@ -200,9 +200,15 @@ class Residency:
             self.ledger.uncount(context)
 
     def update(self, workflow: Workflow) -> None:
-        """Recount a resident after its contexts grew or a call of it began or ended."""
+        """Recount a resident after its contexts grew or a call of it began or ended.
+
+        Nothing is promised to one whose return is in doubt.
+        """
         for context in workflow.wanted():
             self.ledger.count(context)
+        if workflow.doubted:
+            self._promise(workflow, 0, NONE)
+            return
         blocks = self._next_blocks(workflow)
         # What it shares with others is not freed when it ends.
         own = max(workflow.counted_blocks + blocks - workflow.agent.shared_blocks, 1)

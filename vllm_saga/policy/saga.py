@@ -151,7 +151,7 @@ class SagaPolicy:
         Returns the calls whose hold is over.
         """
         held = self.residency.held_calls
-        self._absences.presume_ends(now)
+        self._absences.review(now)
         if 0 < held == len(self.calls):
             self._absences.use_idle_engine(now)
         else:
@@ -350,7 +350,6 @@ class SagaPolicy:
         tool = None if tools is None else node_name(tools)
         if workflow.known:
             workflow.agent.observe_call(context.tool, tool, growth_tokens)
-            workflow.agent.observe_progress(workflow.calls_done)
         context.tool = workflow.tool = tool
         workflow.last_session = context.session
         workflow.agent.observe_cycle(call.gap_s + now - call.begun_at)

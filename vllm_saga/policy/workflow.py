@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections import OrderedDict
 from collections.abc import Hashable, Iterator, Sequence
 from dataclasses import dataclass, field
@@ -69,12 +70,13 @@ class Context:
 
 @dataclass(eq=False, slots=True)
 class Session:
-    """A stream of calls with one id (or one lineage)."""
+    """A stream of calls with one id (or one lineage; `continued` if that has shown)."""
 
     key: SessionKey
     workflow: Workflow
     contexts: list[Context] = field(default_factory=list)
     ending: bool = False
+    continued: bool = False
 
 
 @dataclass(eq=False, slots=True)
@@ -82,10 +84,12 @@ class Workflow:
     """A root session with its sub-agents: one age, one residency, one share.
 
     `root` is the key of the session it began with, which may have ended since. `known` is False for
-    a call that named no session and continued none: it is scheduled as stock vLLM would. `stale`
-    means away for so long that it has most likely ended. `turn` is its place in the line of the
-    held, `tool` the node of the execution graph that its last call led to, which was
-    `last_session`'s. `hint` is what its last call declared that declared anything, made when
+    a call that named no session and continued none, or by chance: it is scheduled as stock vLLM
+    would. `stale` means away for so long that it has most likely ended, `doubted` that its class
+    counts it as ended for now; `gives_way_at` is when it gives way if it is still away. `turn` is
+    its place in the line of the held, `tool` the node of the execution graph that its last call
+    led to, which was `last_session`'s. Of `calls_done` calls its class has learned the first
+    `calls_counted`. `hint` is what its last call declared that declared anything, made when
     `hinted_at_calls` calls were done; `first_declared` how many calls it first declared to make in
     all, and how many had been expected; `due_s` its deadline, on the policy's clock. `charged_at`:
     until when its tenant has paid for the KV it holds. `lost_tokens` of it had been evicted and
@@ -99,10 +103,13 @@ class Workflow:
     sessions: dict[SessionKey, Session] = field(default_factory=dict)
     calls: dict[str, Call] = field(default_factory=dict)
     calls_done: int = 0
+    calls_counted: int = 0
     priority: int = 0
     resident: bool = False
     was_resident: bool = False
     stale: bool = False
+    doubted: bool = False
+    gives_way_at: float = math.inf
     idle_since: float = 0.0
     next_blocks: int = 0
     growth: Growth | None = None
