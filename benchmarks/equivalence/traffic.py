@@ -18,6 +18,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from statistics import fmean
 from typing import Any, Self
 
 from benchmarks.equivalence import ratios
@@ -172,7 +173,7 @@ def conversations(requests: int, seed: int) -> list[dict[str, Any]]:
 
 
 async def run(plan: Plan, say: Say) -> tuple[dict[str, float], list[Cell]]:
-    """What stock can carry of each kind (requests/s, at the last start), and every cell.
+    """What stock can carry of each kind (requests/s, in the mean of the starts), and every cell.
 
     Cells are also in `cells.jsonl` as soon as they are measured. Servers are started anew for each
     kind and every `_ROUNDS_A_START` rounds: a process keeps a speed of its own while it lives.
@@ -181,28 +182,56 @@ async def run(plan: Plan, say: Say) -> tuple[dict[str, float], list[Cell]]:
         ServerError: a server does not serve, or a request has failed.
     """
     plan.output.mkdir(parents=True, exist_ok=True)
-    capacity: dict[str, float] = {}
+    capacity: dict[str, list[float]] = {SINGLE: [], TURNS: []}
     cells: list[Cell] = []
     seeds = itertools.count(10_000 * (plan.seed + 1))
-    starts = itertools.product((SINGLE, TURNS), range(0, plan.rounds, _ROUNDS_A_START))
     with (
         Bench(plan, plan.output / "bench.log") as bench,
         (plan.output / "cells.jsonl").open("w", buffering=1) as kept,
     ):
-        for kind, first in starts:
+        for kind, first in itertools.product(capacity, range(0, plan.rounds, _ROUNDS_A_START)):
             rounds = range(first, min(first + _ROUNDS_A_START, plan.rounds))
             async with _servers(plan, plan.output / f"{kind}-{first + 1}", say) as servers:
-                capacity[kind] = await _capacity(plan, bench, servers, kind, seeds)
-                say(f"{kind}: stock carries {capacity[kind]:.2f} requests/s")
-                for number, load in itertools.product(rounds, LOADS):
-                    rate, seed = load * capacity[kind], next(seeds)
-                    requests = max(round(rate * plan.seconds), 8)
-                    for arm in turn(number + LOADS.index(load)):
-                        values = await bench.measure(servers[arm], kind, requests, rate, seed)
-                        cells.append(Cell(kind, load, number, arm, values))
-                        kept.write(json.dumps(asdict(cells[-1])) + "\n")
-                    say(f"{kind}: round {number + 1} of {plan.rounds}, load {load:.0%}")
-    return capacity, cells
+                start = Start(plan, bench, servers, kind, seeds)
+                carried = await start.capacity()
+                say(f"{kind}: stock carries {carried:.2f} requests/s")
+                capacity[kind].append(carried)
+                async for cell in start.cells(carried, rounds, say):
+                    cells.append(cell)
+                    kept.write(json.dumps(asdict(cell)) + "\n")
+    return {kind: fmean(found) for kind, found in capacity.items()}, cells
+
+
+@dataclass(frozen=True)
+class Start:
+    """Fresh servers of every arm, for one kind of traffic."""
+
+    plan: Plan
+    bench: Bench
+    servers: Mapping[str, Server]
+    kind: str
+    seeds: itertools.count[int]
+
+    async def capacity(self) -> float:
+        """Requests/s of the stock servers when all come at once; every server is warm then."""
+        infinite = float("inf")
+        few, many = max(self.plan.saturating // 4, 4), self.plan.saturating
+        seed, found = next(self.seeds), {}
+        for arm, server in self.servers.items():
+            await self.bench.measure(server, self.kind, few, infinite, next(self.seeds))
+            found[arm] = await self.bench.measure(server, self.kind, many, infinite, seed)
+        return fmean(found[arm]["request_throughput"] for arm in ("stock", "control"))
+
+    async def cells(self, capacity: float, rounds: range, say: Say) -> AsyncIterator[Cell]:
+        """Each load (of what stock carries, requests/s) in each round, by each arm."""
+        for number, load in itertools.product(rounds, LOADS):
+            rate, seed = load * capacity, next(self.seeds)
+            requests = max(round(rate * self.plan.seconds), 8)
+            for arm in turn(number + LOADS.index(load)):
+                server = self.servers[arm]
+                values = await self.bench.measure(server, self.kind, requests, rate, seed)
+                yield Cell(self.kind, load, number, arm, values)
+            say(f"{self.kind}: round {number + 1} of {self.plan.rounds}, load {load:.0%}")
 
 
 @asynccontextmanager
@@ -227,19 +256,6 @@ def turn(number: int) -> Sequence[str]:
     arms = tuple(ARMS)
     first = number % len(arms)
     return arms[first:] + arms[:first]
-
-
-async def _capacity(
-    plan: Plan, bench: Bench, servers: Mapping[str, Server], kind: str, seeds: itertools.count[int]
-) -> float:
-    """Requests/s of the stock servers when all come at once; every server is warm then."""
-    infinite = float("inf")
-    seed, found = next(seeds), {}
-    for arm, server in servers.items():
-        await bench.measure(server, kind, max(plan.saturating // 4, 4), infinite, next(seeds))
-        found[arm] = await bench.measure(server, kind, plan.saturating, infinite, seed)
-    rates = [found[arm]["request_throughput"] for arm in ("stock", "control")]
-    return sum(rates) / len(rates)
 
 
 def compared(cells: Sequence[Cell]) -> dict[str, dict[str, dict[str, ratios.Ratio]]]:
