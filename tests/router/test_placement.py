@@ -351,3 +351,19 @@ def test_the_books_balance_after_any_sequence_of_events(events):
     idle = [session for session in placer.sessions if not session.calls]
     placer.epoch(fleet.now)
     assert len([s for s in placer.sessions if not s.calls]) <= min(len(idle), 4)
+
+
+def test_how_many_calls_a_session_has_left_is_learned_from_all_that_have_ended():
+    fleet = Fleet()
+    fleet.report_all()
+    for number in range(60):
+        calls = 2 if number % 2 else 20
+        for _ in range(calls):
+            fleet.call(f"s{number}")
+        fleet.placer.end(("", f"s{number}"))
+    fleet.call("one")
+    session = fleet.placer.sessions.get(("", "one"))
+    assert 7.0 < session.calls_left < 15.0  # the mean of 1 and 19
+    for _ in range(4):
+        fleet.call("one")
+    assert session.calls_left > 12.0

@@ -33,8 +33,8 @@ class Session:
     run: which run of the home engine it was placed in. begun: whether that engine has computed
     anything of it. calls: in flight, with their arrivals. tokens: of its context. sticky_until: it
     is not moved before. moved: how often its call has been moved. answered_tokens: of the context
-    after its last answered call. calls_left: expected then. stale: presumed to have ended; ending:
-    said to end with its calls.
+    after its last answered call. calls_counted: of calls_done, those its class has learned.
+    calls_left: expected then. stale: presumed to have ended; ending: said to end with its calls.
     counted: whether its home counts it now; need, leaves_per_s: for how much (tokens of KV; of
     these how many become free in a second, on average).
     """
@@ -47,6 +47,7 @@ class Session:
     begun: bool = False
     calls: dict[str, Arrival] = field(default_factory=dict)
     calls_done: int = 0
+    calls_counted: int = 0
     calls_left: float = 0.0
     tokens: float = 0.0
     answered_tokens: int = 0
@@ -75,6 +76,17 @@ class Session:
         self.calls_left = agent.remaining_calls(self.calls_done)
         self.answered_tokens = total_tokens
         self.tokens = max(total_tokens, _FORGET * self.tokens)
+
+    def count_calls(self) -> None:
+        """Its class learns how far it has come, now that it is known whether it went on."""
+        for calls in range(self.calls_counted + 1, self.calls_done + 1):
+            self.agent.observe_progress(calls)
+        self.calls_counted = self.calls_done
+
+    def count_end(self) -> None:
+        """Its class learns that it has ended."""
+        self.count_calls()
+        self.agent.observe_end(self.calls_done)
 
     def recount(self) -> None:
         """Have its home count what it needs now."""
@@ -141,6 +153,7 @@ class SessionTable:
         self._by_call[arrival.call_id] = session
         agent = session.agent
         if self._idle.pop(session.key, None) is not None and session.calls_done:
+            session.count_calls()
             if session.stale:
                 agent.retract_end(session.calls_done)
             agent.gaps.observe_return(now - session.used_at)
@@ -163,7 +176,7 @@ class SessionTable:
         del self._sessions[session.key]
         self._idle.pop(session.key, None)
         if session.calls_done and not session.stale:
-            session.agent.observe_end(session.calls_done)
+            session.count_end()
 
     def expire(self, now: float) -> None:
         """Time has passed: those long away have most likely ended, and the oldest are forgotten."""
@@ -172,7 +185,7 @@ class SessionTable:
             session.uncount()
             session.stale = True
             if session.calls_done:
-                session.agent.observe_end(session.calls_done)
+                session.count_end()
         while self._idle:
             oldest = next(iter(self._idle.values()))
             if len(self._idle) <= self._max_idle and now - oldest.used_at < self._idle_s:
