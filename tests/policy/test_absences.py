@@ -88,34 +88,49 @@ def test_who_is_between_two_calls_has_not_gone_on_yet():
     assert policy.classes.everyone.remaining_calls(1) > expected
 
 
-def play_plain(policy, count: int, continued: float, before: float = 0.0) -> float:
-    """So many plain requests, each of a class of its own, of which a share is once continued."""
-    now, owed = before, 0.0
+def play_plain(policy, count: int, continued: float) -> float:
+    """So many plain requests, each of a class of its own, a share of which begins a later one."""
+    now, owed = 0.0, 0.0
     for number in range(count):
         now += 1.0
         text = prompt(100 + number, 3)
-        context = run_call(policy, arrival(f"p{number}", text), [1] * BLOCK, now)
+        run_call(policy, arrival(f"p{number}", text), [1] * BLOCK, now)
         owed += continued
         if owed >= 1.0:
             owed -= 1.0
-            more = [*context, *[2] * BLOCK]
-            run_call(policy, arrival(f"q{number}", more), [3] * BLOCK, now + 0.5)
+            longer = [*text, *[2] * BLOCK]
+            run_call(policy, arrival(f"q{number}", longer), [3] * BLOCK, now + 0.5)
     return now
+
+
+def session_of(policy, first_call: str):
+    (session,) = (s for key, s in policy.table.sessions.items() if key[1].endswith(first_call))
+    return session
 
 
 @pytest.mark.parametrize("continued, known", [(0.2, False), (0.9, True)])
 def test_where_few_requests_are_continued_one_that_is_makes_no_workflow(continued, known):
     policy = make_policy(pool_blocks=10_000)
     now = play_plain(policy, 60, continued)
-    context = run_call(policy, arrival("a", prompt(1, 3)), [1] * BLOCK, now)
-    context = run_call(policy, arrival("b", [*context, *[2] * BLOCK]), [3] * BLOCK, now + 1.0)
-    (session,) = (s for key, s in policy.table.sessions.items() if key[1].endswith("\0a"))
-    assert session.workflow.known is known
-    assert session.workflow.resident is known
-    # Twice is no chance.
-    policy.on_arrival(arrival("c", [*context, *[4] * BLOCK]), now + 2.0)
-    assert session.workflow.known and session.workflow.resident
+    text = prompt(1, 3)
+    for number in range(4):
+        run_call(policy, arrival(f"a{number}", text), [1] * BLOCK, now + number)
+        workflow = session_of(policy, "a0").workflow
+        assert workflow.known is workflow.resident is (known and number > 0)
+        text = [*text, *[2] * BLOCK]
+    # Four times is no chance.
+    run_call(policy, arrival("a4", text), [1] * BLOCK, now + 4)
+    assert workflow.known and workflow.resident
+    assert workflow is session_of(policy, "a0").workflow
     check_integrity(policy)
+
+
+def test_an_answer_that_is_sent_back_makes_a_workflow_among_any_requests():
+    policy = make_policy(pool_blocks=10_000)
+    now = play_plain(policy, 60, 0.0)
+    context = run_call(policy, arrival("a", prompt(1, 3)), [1] * BLOCK, now)
+    policy.on_arrival(arrival("b", [*context, 2]), now + 1.0)
+    assert session_of(policy, "a").workflow.known
 
 
 def test_agents_without_ids_are_known_by_their_like_whatever_else_is_served():
@@ -125,8 +140,8 @@ def test_agents_without_ids_are_known_by_their_like_whatever_else_is_served():
     for number in range(40):
         text = [*system, *prompt(1000 + number, 2)]
         for step in range(3):
-            call = arrival(f"agent{number}-{step}", text)
-            text = [*run_call(policy, call, [5] * BLOCK, now + step), *[6 + step] * BLOCK]
+            run_call(policy, arrival(f"agent{number}-{step}", text), [5] * BLOCK, now + step)
+            text = [*text, *[6 + step] * BLOCK]
         now += 5.0
     policy.on_arrival(arrival("first", [*system, *prompt(5000, 2)]), now)
     assert policy.calls["first"].context.session.workflow.known

@@ -11,6 +11,8 @@ from vllm_saga.policy.workflow import Arrival, Context, Session, SessionKey, Wor
 _MAX_ID_CHARS = 256
 # A chat template may re-render the end of the generation prompt (`<think>` and the like).
 _RERENDERED_TOKENS = 4
+# Nobody's prompts by chance go on from one another so often.
+_NO_CHANCE_CALLS = 4
 _ANONYMOUS = "\0"
 _SALT = "salt:"
 
@@ -131,21 +133,28 @@ class Identity:
         if self._lineage is not None:
             context = self._lineage.find(arrival)
             if context is not None:
-                self._recognize(context.session, agent)
+                self._recognize(context, arrival, agent)
                 return context.session
         agent.observe_anonymous_first()
         key = (arrival.tenant, anonymous_id(arrival.call_id))
         return table.create(key, agent, known=agent.agentic)
 
-    def _recognize(self, session: Session, agent: AgentClass) -> None:
-        """A session that nobody named is continued: is it an agent's, or does a prompt by chance
-        begin as an earlier one? That happens once, hardly ever twice.
+    def _recognize(self, context: Context, arrival: Arrival, agent: AgentClass) -> None:
+        """A context is continued: by its agent, or does a prompt by chance begin as its prompt?
+
+        An answer that is sent back is no chance; templates that render it anew leave it open.
         """
+        session = context.session
         if is_anonymous(session.key) and not session.continued:
             session.continued = True
             agent.observe_anonymous_continued()
         workflow = session.workflow
-        workflow.known |= agent.continues or workflow.calls_done > 1
+        if not workflow.known:
+            workflow.known = (
+                _sends_back(arrival, context)
+                or agent.continues
+                or workflow.calls_done >= _NO_CHANCE_CALLS
+            )
 
     def _parent(self, arrival: Arrival, agent: AgentClass) -> Session | None:
         """The parent's session; made if its own first call has not been seen yet."""
@@ -153,3 +162,12 @@ class Identity:
             return None
         key = session_key(arrival.tenant, arrival.parent_id)
         return self._table.sessions.get(key) or self._table.create(key, agent, known=True)
+
+
+def _sends_back(arrival: Arrival, context: Context) -> bool:
+    """Whether the prompt has the answer to the context's last one, as far as it fills blocks."""
+    blocks = len(context.chain)
+    if not context.prompt_blocks < blocks <= len(arrival.chain):
+        return False
+    same: bool = arrival.chain[blocks - 1] == context.chain[blocks - 1]
+    return same
