@@ -103,14 +103,6 @@ def test_the_nearer_deadline_goes_first_within_the_window():
     assert policy.on_step(2.0) == ["urgent"]
 
 
-def test_an_idle_engine_waits_a_second_before_costs_are_known():
-    policy = make_policy(patience=1.0)
-    run_call(policy, arrival("a", prompt(1, 70), "s1"), [], 0.0)
-    policy.on_arrival(arrival("b", prompt(2, 70), "s2"), 0.5)
-    assert policy.on_step(1.4) == []
-    assert policy.on_step(1.6) == ["b"]
-
-
 def test_an_idle_engine_waits_no_longer_than_computing_again_would_take():
     policy = timed(patience=1.0)
     run_call(policy, arrival("a", prompt(1, 70), "s1"), [], 0.0)
