@@ -128,8 +128,7 @@ class Absences:
 
     def _count_calls(self, workflow: Workflow) -> None:
         """Its class learns how far it has come, now that it is known whether it went on."""
-        for calls in range(workflow.calls_counted + 1, workflow.calls_done + 1):
-            workflow.agent.observe_progress(calls)
+        workflow.agent.observe_progress(workflow.calls_done, workflow.calls_counted)
         workflow.calls_counted = workflow.calls_done
 
     def review(self, now: float) -> None:

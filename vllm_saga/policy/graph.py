@@ -152,9 +152,11 @@ class AgentClass:
         """How far an outlook rests on workflows of this class that have ended: 0 to 1."""
         return self._lengths.evidence
 
-    def observe_progress(self, calls_done: int) -> None:
-        """A workflow has made its `calls_done`-th call."""
-        self._lengths.observe_call(calls_done)
+    def observe_progress(self, calls_done: int, counted: int | None = None) -> None:
+        """A workflow has made its `calls_done`-th call; its first `counted` have been observed, by
+        default all before.
+        """
+        self._lengths.observe_call(calls_done, counted)
 
     def observe_cycle(self, seconds: float) -> None:
         """From the end of one call to the end of the next, less what it was held."""

@@ -47,11 +47,17 @@ class LengthModel:
         self._version = 0
         self._summed: tuple[int, list[float]] = (-1, [])
 
-    def observe_call(self, calls: int) -> None:
-        """A workflow has made its `calls`-th call."""
+    def observe_call(self, calls: int, counted: int | None = None) -> None:
+        """A workflow has made its `calls`-th call; its first `counted` have been observed, by
+        default all before.
+        """
+        if counted is None:
+            counted = calls - 1
+        if calls <= counted:
+            return
         if self._parent is not None:
-            self._parent.observe_call(calls)
-        first = _bin(calls - 1) + 1 if calls > 1 else 0
+            self._parent.observe_call(calls, counted)
+        first = _bin(counted) + 1 if counted else 0
         for index in range(first, _bin(calls) + 1):
             self._reached[index] += 1.0
             self._version += 1

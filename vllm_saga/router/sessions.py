@@ -79,8 +79,7 @@ class Session:
 
     def count_calls(self) -> None:
         """Its class learns how far it has come, now that it is known whether it went on."""
-        for calls in range(self.calls_counted + 1, self.calls_done + 1):
-            self.agent.observe_progress(calls)
+        self.agent.observe_progress(self.calls_done, self.calls_counted)
         self.calls_counted = self.calls_done
 
     def count_end(self) -> None:
