@@ -6,6 +6,7 @@ import pytest
 
 from vllm_saga.config import SagaConfig
 from vllm_saga.policy.saga import SagaPolicy
+from vllm_saga.policy.stepfit import Step
 from vllm_saga.policy.workflow import Arrival
 
 BLOCK = 4
@@ -15,6 +16,17 @@ def make_policy(pool_blocks: int = 100, **knobs: object) -> SagaPolicy:
     # To compute a test's few tokens again costs nothing: all pools would be overdrawn.
     config = SagaConfig.model_validate({"overdraft": 0.0, **knobs})
     return SagaPolicy(config, pool_blocks, BLOCK)
+
+
+def learn_costs(policy: SagaPolicy) -> None:
+    """10,000 tokens of prefill a second."""
+    for _ in range(200):
+        policy.cost.observe(Step(100, 5000, 100), 0.01, 0.01)
+
+
+def prompt(seed: int, blocks: int) -> list[int]:
+    """Tokens that share nothing with those of another seed."""
+    return [seed * 1000 + i for i in range(blocks * BLOCK)]
 
 
 def chain_of(tokens: list[int]) -> list[int]:

@@ -3,19 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from helpers import BLOCK, arrival, check_integrity, make_policy, run_call
-
-from vllm_saga.policy.stepfit import Step
-
-
-def prompt(seed: int, blocks: int) -> list[int]:
-    return [seed * 1000 + i for i in range(blocks * BLOCK)]
-
-
-def learn_costs(policy) -> None:
-    """10,000 tokens of prefill a second."""
-    for _ in range(200):
-        policy.cost.observe(Step(100, 5000, 100), 0.01, 0.01)
+from helpers import BLOCK, arrival, check_integrity, learn_costs, make_policy, prompt, run_call
 
 
 def ends_seen(policy) -> float:

@@ -5,17 +5,13 @@ from __future__ import annotations
 import json
 
 import pytest
-from helpers import BLOCK, arrival, check_integrity, make_policy, run_call
+from helpers import BLOCK, arrival, check_integrity, make_policy, prompt, run_call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_saga.policy.explain import MAX_LIMIT, STATES, Explainer
 from vllm_saga.policy.report import end_session, public_key
 from vllm_saga.policy.stepfit import Step
-
-
-def prompt(seed: int, blocks: int) -> list[int]:
-    return [seed * 1000 + i for i in range(blocks * BLOCK)]
 
 
 def told_of(policy, name: str, now: float, tenant: str | None = None, running=frozenset()):

@@ -4,16 +4,12 @@ from __future__ import annotations
 
 import random
 
-from helpers import BLOCK, arrival, chain_of, check_integrity, make_policy, run_call
+from helpers import BLOCK, arrival, chain_of, check_integrity, make_policy, prompt, run_call
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from vllm_saga.policy.chain import common_prefix
 from vllm_saga.policy.stepfit import Step
-
-
-def prompt(seed: int, blocks: int) -> list[int]:
-    return [seed * 1000 + i for i in range(blocks * BLOCK)]
 
 
 @given(st.lists(st.integers(0, 2), max_size=40), st.lists(st.integers(0, 2), max_size=40))

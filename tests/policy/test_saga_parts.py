@@ -3,22 +3,16 @@
 from __future__ import annotations
 
 import pytest
-from helpers import BLOCK, arrival, check_integrity, make_policy, run_call
+from helpers import BLOCK, arrival, check_integrity, learn_costs, make_policy, prompt, run_call
 
 from vllm_saga.policy.hints import Hint
-from vllm_saga.policy.stepfit import Step
 from vllm_saga.policy.toolgraph import SUBAGENTS
-
-
-def prompt(seed, blocks):
-    return [seed * 1000 + i for i in range(blocks * BLOCK)]
 
 
 def timed(**knobs):
     """A policy whose engine is known to prefill 10,000 tokens a second."""
     policy = make_policy(pool_blocks=100, headroom=0.0, **knobs)
-    for _ in range(200):
-        policy.cost.observe(Step(100, 5000, 100), 0.01, 0.01)
+    learn_costs(policy)
     return policy
 
 
