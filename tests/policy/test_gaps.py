@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from vllm_saga.policy.gaps import GapModel
+from vllm_saga.policy.gaps import GapModel, judged_again_at
 
 gaps = st.lists(st.floats(0.001, 2000.0), max_size=60)
 
@@ -33,6 +33,17 @@ def test_patience_is_where_the_probability_crosses(seen, ends, threshold):
     patience = model.patience_s(threshold)
     # Sums of floats: equal but for their last digit counts as crossed.
     assert model.p_return(patience * 1.01) < threshold + 1e-9 or patience > 900.0
+
+
+@given(st.floats(0.0, 1e7), st.floats(0.01, 1000.0), st.floats(1.0, 100.0))
+def test_an_absence_is_judged_a_few_times_and_last_when_its_end_is_presumed(since, doubt, times):
+    patience = times * doubt
+    now, judged = since, 0
+    while now < since + patience:
+        again = judged_again_at(since, now, doubt, patience)
+        assert now < again <= since + patience
+        now, judged = again, judged + 1
+    assert judged < 3 + math.log2(times)
 
 
 def test_one_shot_traffic_is_given_up_at_once():

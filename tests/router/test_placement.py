@@ -9,6 +9,7 @@ from fleets import POOL, Fleet, check_integrity, held
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from vllm_saga.policy.gaps import DOUBT
 from vllm_saga.router.fleet import Arrival
 from vllm_saga.router.placement import PLACERS, SagaPlacer, Settings, make_placer
 
@@ -285,6 +286,48 @@ def test_who_is_long_away_is_no_load_but_still_at_home():
     assert fleet.placer.loads[home].own == 0.0
     assert fleet.call("s", tokens=7_000).replica == home
     assert fleet.placer.loads[home].own > 7_000
+    check_integrity(fleet.placer)
+
+
+def test_whose_return_is_in_doubt_counts_as_ended_until_it_returns():
+    fleet = Fleet(replicas=2)
+    for turn in range(5):
+        home = fleet.call("s", tokens=1_000 * (turn + 1)).replica
+    session = fleet.placer.sessions.get(("", "s"))
+    gaps, load = session.agent.gaps, fleet.placer.loads[home]
+    promised = load.own
+    doubt_s, patience_s = gaps.patience_s(DOUBT), gaps.patience_s(0.1)
+    assert promised > 6_000 and doubt_s < patience_s / 2
+
+    fleet.now += doubt_s - 0.1
+    fleet.placer.epoch(fleet.now)
+    assert gaps.record().ends == 0.0 and load.own == promised
+    fleet.now += 0.2
+    for _ in range(2):
+        fleet.placer.epoch(fleet.now)
+        assert gaps.record().ends == 1.0 and not session.stale
+        assert 5_100 <= load.own < 6_000
+
+    fleet.call("s", tokens=6_000)
+    assert gaps.record().ends == 0.0 and gaps.returns == 5.0
+    assert load.own > promised
+    fleet.now += 1_000.0
+    for _ in range(2):
+        fleet.placer.epoch(fleet.now)
+        assert gaps.record().ends == 1.0 and session.stale and load.own == 0.0
+    check_integrity(fleet.placer)
+
+
+def test_what_others_do_meanwhile_counts_for_who_is_away():
+    fleet = Fleet(replicas=2)
+    for number in range(40):
+        fleet.call(f"s{number}", took=0.0)
+    first = fleet.placer.sessions.get(("", "s0"))
+    lasts_s = first.agent.gaps.patience_s(0.1)
+    while not first.stale:
+        fleet.now += 1.0
+        fleet.placer.epoch(fleet.now)
+    assert fleet.now < lasts_s / 2
     check_integrity(fleet.placer)
 
 

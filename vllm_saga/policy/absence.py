@@ -6,6 +6,7 @@ import math
 
 from vllm_saga.policy import decisions, tally
 from vllm_saga.policy.agenda import Agenda
+from vllm_saga.policy.gaps import DOUBT, judged_again_at
 from vllm_saga.policy.price import Price
 from vllm_saga.policy.residency import Residency
 from vllm_saga.policy.retention import Retention
@@ -18,8 +19,6 @@ _Absence = tuple[Workflow, float]
 _Way = tuple[Workflow, float]
 """A resident, and when it gives way."""
 
-# So little likely to return, a workflow counts as one that has ended, until it returns.
-_DOUBT = 0.5
 # For so long an engine with nothing to run waits for a resident while costs are not known.
 _IDLE_ENGINE_S = 1.0
 # A workflow that is not back after so many times the gap it declared is late.
@@ -149,11 +148,9 @@ class Absences:
             self._count_end(workflow)
             if workflow.resident:
                 self._residency.update(workflow)
-            again = min(2.0 * (now - since), patience)
-        else:
-            again = doubt
+        again = judged_again_at(since, now, doubt, patience)
         idle = len(self._table.idle)
-        self._reviews.add(since + again, (workflow, since), idle)
+        self._reviews.add(again, (workflow, since), idle)
         if workflow.resident and way < patience and since + way != workflow.gives_way_at:
             workflow.gives_way_at = since + way
             self._ways.add(workflow.gives_way_at, (workflow, workflow.gives_way_at), idle)
@@ -186,7 +183,7 @@ class Absences:
     def _limits_s(self, workflow: Workflow) -> tuple[float, float, float]:
         """Idle seconds after which its return is in doubt, its end presumed, and it gives way."""
         gaps = workflow.agent.gaps_after(workflow.tool)
-        doubt, patience = gaps.patience_s(_DOUBT), gaps.patience_s(self._give_up)
+        doubt, patience = gaps.patience_s(DOUBT), gaps.patience_s(self._give_up)
         break_even = self._price.break_even_s(workflow, len(self._residency.residents))
         hint = workflow.hint
         if hint is not None and hint.ttl_s is not None:

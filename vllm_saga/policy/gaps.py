@@ -13,6 +13,9 @@ _BINS_PER_DECADE = 8
 _FORGET_AT = 2000.0
 _BIN_MIDDLE = 10.0 ** (-0.5 / _BINS_PER_DECADE)
 
+DOUBT = 0.5
+"""So little likely to return, a workflow counts as one that has ended, until it returns."""
+
 # Coding-agent tool latencies (TraceLab, arXiv 2606.30560): the share of gaps up to each duration.
 _PRIOR_GAPS = ((0.3, 0.61), (4.0, 0.27), (25.0, 0.08), (150.0, 0.04))
 _BACK_OFF_WEIGHT = 4.0
@@ -29,6 +32,15 @@ def _bin(seconds: float) -> int:
 
 def _upper_edge(index: float) -> float:
     return _FIRST_EDGE_S * math.exp(math.log(10.0) * index / _BINS_PER_DECADE)
+
+
+def judged_again_at(since: float, now: float, doubt_s: float, patience_s: float) -> float:
+    """When an absence is judged anew: its return in doubt after `doubt_s`, its end presumed after
+    `patience_s`; between the two whenever it has doubled, as what is learned meanwhile counts.
+    """
+    if now < since + doubt_s:
+        return since + doubt_s
+    return min(now + (now - since), since + patience_s)
 
 
 class GapModel:

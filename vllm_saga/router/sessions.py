@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from vllm_saga.policy.agenda import Agenda
+from vllm_saga.policy.gaps import DOUBT, judged_again_at
 from vllm_saga.policy.graph import AgentClass
 from vllm_saga.router.fleet import Arrival, SessionKey
 from vllm_saga.router.load import Load
@@ -34,7 +35,8 @@ class Session:
     anything of it. calls: in flight, with their arrivals. tokens: of its context. sticky_until: it
     is not moved before. moved: how often its call has been moved. answered_tokens: of the context
     after its last answered call. calls_counted: of calls_done, those its class has learned.
-    calls_left: expected then. stale: presumed to have ended; ending: said to end with its calls.
+    calls_left: expected then. doubted: its class counts it as ended, until it returns; stale:
+    presumed to have ended; ending: said to end with its calls.
     counted: whether its home counts it now; need, leaves_per_s: for how much (tokens of KV; of
     these how many become free in a second, on average).
     """
@@ -54,6 +56,7 @@ class Session:
     used_at: float = 0.0
     sticky_until: float = 0.0
     moved: int = 0
+    doubted: bool = False
     stale: bool = False
     ending: bool = False
     counted: bool = False
@@ -83,15 +86,25 @@ class Session:
         self.calls_counted = self.calls_done
 
     def count_end(self) -> None:
-        """Its class learns that it has ended."""
+        """Its class learns that it has ended; once, unless it returns."""
+        if self.calls_done and not self.doubted:
+            self.doubted = True
+            self.count_calls()
+            self.agent.observe_end(self.calls_done)
+
+    def count_return(self, gap_s: float) -> None:
+        """Its class learns that it was away for so long and has gone on."""
         self.count_calls()
-        self.agent.observe_end(self.calls_done)
+        if self.doubted:
+            self.agent.retract_end(self.calls_done)
+        self.agent.gaps.observe_return(gap_s)
 
     def recount(self) -> None:
         """Have its home count what it needs now."""
         self.uncount()
         if self.home is not None and not self.lost and not self.stale:
-            self.need = expected_need(self.agent, self.tokens, self.calls_left)
+            to_come = 0.0 if self.doubted else self.calls_left
+            self.need = expected_need(self.agent, self.tokens, to_come)
             self.leaves_per_s = self.need / max(self.calls_left * self.agent.cycle_s, 1.0)
             self.home.count(1, self.need, self.leaves_per_s)
             self.counted = True
@@ -128,7 +141,7 @@ class SessionTable:
         self._sessions: dict[SessionKey, Session] = {}
         self._by_call: dict[str, Session] = {}
         self._idle: OrderedDict[SessionKey, Session] = OrderedDict()
-        self._ends: Agenda[tuple[Session, float]] = Agenda(self._is_away)
+        self._reviews: Agenda[tuple[Session, float]] = Agenda(self._is_away)
 
     def __len__(self) -> int:
         return len(self._sessions)
@@ -150,13 +163,9 @@ class SessionTable:
         """It makes a call: its class learns how long it was away."""
         session.calls[arrival.call_id] = arrival
         self._by_call[arrival.call_id] = session
-        agent = session.agent
         if self._idle.pop(session.key, None) is not None and session.calls_done:
-            session.count_calls()
-            if session.stale:
-                agent.retract_end(session.calls_done)
-            agent.gaps.observe_return(now - session.used_at)
-        session.stale = False
+            session.count_return(now - session.used_at)
+        session.doubted = session.stale = False
 
     def take(self, call_id: str) -> Arrival:
         """A call is not in flight any more; `rest` or `end` follows if it was the last."""
@@ -166,25 +175,31 @@ class SessionTable:
         """It has no call in flight any more."""
         session.used_at = now
         self._idle[session.key] = session
-        due = now + session.agent.gaps.patience_s(_GIVE_UP)
-        self._ends.add(due, (session, now), len(self._idle))
+        self._judge(session, now)
+
+    def _judge(self, session: Session, now: float) -> None:
+        """What its absence means by what is known now; and when it is judged again."""
+        gaps, since = session.agent.gaps, session.used_at
+        doubt, patience = gaps.patience_s(DOUBT), gaps.patience_s(_GIVE_UP)
+        if now >= since + doubt:
+            session.count_end()
+            session.stale = now >= since + patience
+            session.recount()
+        if not session.stale:
+            again = judged_again_at(since, now, doubt, patience)
+            self._reviews.add(again, (session, since), len(self._idle))
 
     def end(self, session: Session) -> None:
         """It is over."""
         session.uncount()
         del self._sessions[session.key]
         self._idle.pop(session.key, None)
-        if session.calls_done and not session.stale:
-            session.count_end()
+        session.count_end()
 
     def expire(self, now: float) -> None:
-        """Time has passed: those long away have most likely ended, and the oldest are forgotten."""
-        while (over := self._ends.take(now)) is not None:
-            session = over[1][0]
-            session.uncount()
-            session.stale = True
-            if session.calls_done:
-                session.count_end()
+        """Time has passed: absences are judged anew whose time it is, the oldest forgotten."""
+        while (due := self._reviews.take(now)) is not None:
+            self._judge(due[1][0], now)
         while self._idle:
             oldest = next(iter(self._idle.values()))
             if len(self._idle) <= self._max_idle and now - oldest.used_at < self._idle_s:
